@@ -1,0 +1,88 @@
+"""The geometry of an attack: norm balls around an image, cut with the pixel box [0, 1]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repsim.errors import UserError
+from repsim.keyed import keyed_normal, keyed_uniform
+
+NORMS = ("linf", "l2")
+
+
+def check_ball(eps: float, norm: str) -> None:
+    """Refuse sizes that cannot be meant.
+
+    Raises:
+        UserError: unknown norm, eps negative or not finite, or a linf eps in 0-255 units.
+    """
+    if norm not in NORMS:
+        raise UserError(f"norm expects one of {', '.join(NORMS)}; got {norm!r}")
+    if not 0 <= eps < float("inf"):
+        raise UserError(f"eps expects a number of at least 0 in pixel units; got {eps!r}")
+    if norm == "linf" and eps > 1:
+        raise UserError(
+            f"eps expects pixel units in [0, 1] for linf; got {eps:g}, which looks like 0-255 "
+            f"units; try {eps:g}/255"
+        )
+
+
+def perturbation_norm(delta: Tensor, norm: str) -> Tensor:
+    """Norm of each image's perturbation: (batch, ...) -> (batch,) float32."""
+    flat = delta.flatten(1).float()
+    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """(batch,) -> (batch, 1, 1, ...), to be broadcast over `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def project(inputs: Tensor, clean: Tensor, eps: float, norm: str) -> Tensor:
+    """The nearest image of the ball around `clean`, then clipped to [0, 1]; (batch, ...).
+
+    Clipping moves every pixel towards the clean image, which lies in the box, so it does not
+    leave the ball.
+    """
+    if norm == "linf":
+        low, high = (clean - eps).clamp_(min=0), (clean + eps).clamp_(max=1)
+        return torch.maximum(torch.minimum(inputs, high), low)
+    delta = inputs - clean
+    size = per_image(perturbation_norm(delta, norm), delta)
+    delta = delta * (eps / size.clamp_min(1e-12)).clamp_max(1)
+    return (clean + delta).clamp_(0, 1)
+
+
+def steepest(gradient: Tensor, norm: str) -> Tensor:
+    """The direction of norm 1 along which the loss grows fastest; (batch, ...).
+
+    linf: the sign. l2: the gradient over its own norm; an image whose gradient is 0 stays.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    # Scaled by the largest entry first: the square of a gradient of 1e-30 underflows to 0.
+    largest = per_image(gradient.flatten(1).abs().amax(1), gradient)
+    scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+    size = per_image(scaled.flatten(1).norm(dim=1), gradient)
+    return scaled / size.clamp_min(1e-12)
+
+
+def random_start(
+    clean: Tensor, eps: float, norm: str, *, ids: Tensor, seed: int, restart: int = 0
+) -> Tensor:
+    """A point drawn uniformly from the ball around each image, then clipped to [0, 1].
+
+    linf: uniform in the cube. l2: a normal direction at radius eps · u^(1/d), d the number of
+    pixel values. The draws are keyed by (seed, id, restart); see `repsim.keyed`.
+    """
+    shape = tuple(clean.shape[1:])
+    if norm == "linf":
+        delta = keyed_uniform(ids, shape, seed=seed, stream=2 * restart) * 2 - 1
+        return project(clean + eps * delta.to(clean.dtype), clean, eps, norm)
+    direction = keyed_normal(ids, shape, seed=seed, stream=2 * restart)
+    direction = direction / per_image(direction.flatten(1).norm(dim=1), direction)
+    radius = keyed_uniform(ids, (1,), seed=seed, stream=2 * restart + 1)[:, 0]
+    radius = radius ** (1.0 / clean[0].numel())
+    delta = eps * per_image(radius, direction) * direction
+    return project(clean + delta.to(clean.dtype), clean, eps, norm)

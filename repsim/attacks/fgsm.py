@@ -1,0 +1,60 @@
+"""The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repsim.attacks.ball import check_ball, project, steepest
+from repsim.attacks.gradient import check_inputs, frozen, loss_and_gradient
+
+
+def fgsm(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    eps: float = 8 / 255,
+    norm: str = "linf",
+    train_mode: bool = False,
+    record: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """One step of the full size from the clean image: x + eps · sign(∇ₓ CE(f(x), y)).
+
+    For l2 the gradient over its norm takes the place of the sign ("fast gradient method").
+
+    Args:
+        model: pixel model, (batch, c, h, w) in [0, 1] -> logits (batch, classes).
+        inputs: clean images (batch, c, h, w) in [0, 1].
+        labels: int64 (batch,).
+        eps: radius in pixel units.
+        norm: "linf" or "l2".
+        train_mode: leave the network in the mode it is in instead of eval mode.
+        record: filled with `loss` (batch,), the cross-entropy at the result, and
+            `first_success` (batch,), 1 where it is misclassified and -1 elsewhere.
+
+    Returns:
+        The attacked images, like inputs.
+
+    Raises:
+        UserError: images outside [0, 1]; an eps or norm that cannot be meant.
+    """
+    check_ball(eps, norm)
+    check_inputs(inputs, labels)
+    with frozen(model, train_mode=train_mode):
+        _, gradient, _ = loss_and_gradient(model, inputs, labels)
+        attacked = project(inputs + eps * steepest(gradient, norm), inputs, eps, norm).detach()
+        if record is not None:
+            record.update(_at(model, attacked, labels))
+    return attacked
+
+
+def _at(model: nn.Module, attacked: Tensor, labels: Tensor) -> dict[str, Any]:
+    logits = model(attacked).detach()
+    fooled = logits.argmax(1) != labels
+    return {
+        "loss": F.cross_entropy(logits.float(), labels, reduction="none"),
+        "first_success": fooled.long() * 2 - 1,
+    }

@@ -1,0 +1,79 @@
+"""Where and how networks run: device, precision, memory layout."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repsim.errors import UserError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+PRECISIONS = ("auto", "float32", "bf16")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The choices that every stage makes alike; `Runtime.of` makes them.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision: "float32" or "bf16" (autocast; weights and inputs stay float32).
+        channels_last: convolutions on NHWC memory.
+    """
+
+    device: str
+    precision: str
+    channels_last: bool
+
+    @classmethod
+    def of(
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        *,
+        image_size: int,
+        channels_last: bool | None = None,
+    ) -> Runtime:
+        """Defaults that were measured to pay.
+
+        bf16 on a GPU; on CPUs without matrix units it is slower. channels_last from 16 pixels
+        on (a resnet20 at 32×32 trains 1.3 to 2.2 times as fast on two cores); at 8×8 it is
+        slower. See analyses/benchmark.
+
+        Raises:
+            UserError: a device that is not there, or an unknown precision.
+        """
+        if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+            raise UserError(f"--device expects auto, cpu or cuda; got {device!r}")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {device}: this torch sees no GPU; try --device cpu")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if precision not in PRECISIONS:
+            raise UserError(f"--precision expects one of {', '.join(PRECISIONS)}; got {precision!r}")
+        if precision == "auto":
+            precision = "bf16" if device.startswith("cuda") else "float32"
+        if channels_last is None:
+            channels_last = image_size >= 16
+        return cls(device, precision, channels_last)
+
+    def place(self, model: Module) -> Module:
+        """The model on the device in the chosen layout (in place)."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+    def images(self, images: Tensor) -> Tensor:
+        """Images (batch, c, h, w) on the device in the chosen layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.to(self.device, non_blocking=True).contiguous(memory_format=layout)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context for forwards and backwards in the chosen precision."""
+        return torch.autocast(  # type: ignore[return-value]
+            self.device.partition(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
