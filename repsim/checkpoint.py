@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -98,14 +99,18 @@ def read_plain(path: str | Path) -> Any:
             raise UserError(f"{path}: expected a safetensors file; it is not one or is cut short "
                             f"({error})") from error  # fmt: skip
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what matters is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error) or "not allowed" in str(error):
+        if zipfile.is_zipfile(path) or path.read_bytes()[:1] == pickle.PROTO:
             raise UserError(
-                f"{path}: refused, because loading it would run code that it names; expected "
-                "plain containers and tensors; save its state_dict() with torch.save and load that"
+                f"{path}: refused, because it holds more than plain containers and tensors and "
+                "loading it could run code; save its state_dict() with torch.save and load that"
             ) from error
-        raise UserError(f"{path}: expected a checkpoint written by torch.save; it is not one") from error
+        raise UserError(
+            f"{path}: expected a checkpoint written by torch.save; it is not one"
+        ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: expected a checkpoint written by torch.save; the file is cut short or is "

@@ -38,10 +38,12 @@ class Runtime:
         *,
         image_size: int,
         channels_last: bool | None = None,
+        training: bool = False,
     ) -> Runtime:
         """Defaults that were measured to pay.
 
-        bf16 on a GPU; on CPUs without matrix units it is slower. channels_last from 16 pixels
+        bf16 for training on a GPU (on CPUs without matrix units it is slower, and measurements
+        are made in float32 unless asked otherwise). channels_last from 16 pixels
         on (a resnet20 at 32×32 trains 1.3 to 2.2 times as fast on two cores); at 8×8 it is
         slower. See analyses/benchmark.
 
@@ -57,7 +59,7 @@ class Runtime:
         if precision not in PRECISIONS:
             raise UserError(f"--precision expects one of {', '.join(PRECISIONS)}; got {precision!r}")
         if precision == "auto":
-            precision = "bf16" if device.startswith("cuda") else "float32"
+            precision = "bf16" if training and device.startswith("cuda") else "float32"
         if channels_last is None:
             channels_last = image_size >= 16
         return cls(device, precision, channels_last)

@@ -20,7 +20,7 @@ from repsim.checkpoint import read_plain, save_checkpoint
 from repsim.data import ImageData, channel_statistics, to_float
 from repsim.errors import UserError
 from repsim.files import check_writable, replacing
-from repsim.hooks import head_names
+from repsim.hooks import head_name
 from repsim.keyed import mix_seed
 from repsim.models import Normalized, build_model
 from repsim.objectives import OBJECTIVES
@@ -163,7 +163,7 @@ def train(
     check_writable(out)
     objective: Objective = resolve(config.scheme, OBJECTIVES, kind="scheme")
     channels, size = data.images.shape[1], data.images.shape[-1]
-    runtime = runtime or Runtime.of(image_size=size)
+    runtime = runtime or Runtime.of(image_size=size, training=True)
     if mean is None or std is None:
         mean, std = channel_statistics(data.images)
     request: dict[str, Any] = {
@@ -207,12 +207,13 @@ def train(
             with replacing(resume_path) as beside:
                 torch.save({"request": request, **run.state()}, beside)
 
+    head = head_name(model, runtime.images(to_float(data.images[:2])))
     final = run.average.module if run.average is not None else model
     assert isinstance(final, Normalized)
     save_checkpoint(
         out,
         final.encoder.state_dict(),
-        head=head_names(final, runtime.images(to_float(data.images[:2]))),
+        head=[head] if head else [],
         history=run.history,
         repsim_version=repsim.__version__,
         **request,

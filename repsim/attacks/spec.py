@@ -94,15 +94,15 @@ def parse_number(text: str, *, what: str, eps: float | None = None) -> float:
 
 
 def parse_attack(
-    text: str, *, eps: float, defaults: Mapping[str, Any] | None = None
+    text: str, *, eps: float, defaults: Mapping[str, str] | None = None
 ) -> AttackSpec:
     """`NAME` or `NAME,key=value,...`; `as=` names the condition.
 
     Args:
         text: for example `pgd` or `pgd,norm=l2,eps=0.5,as=pgd-l2`.
         eps: the data set's linf eps, used unless the text gives one.
-        defaults: settings from options such as `--steps`, used by the attacks that take them
-            unless the text gives them.
+        defaults: settings as text, from options such as `--steps`; used by the attacks that
+            take them unless `text` gives them.
 
     Raises:
         UserError: unknown name, setting or value; a norm without an eps of its own.
@@ -127,12 +127,16 @@ def parse_attack(
             f"as= expects a name of letters, digits and -_.+ other than clean and adv; got "
             f"{condition!r}"
         )
-    params = {k: v for k, v in (defaults or {}).items() if k in known or open_ended}
-    norm = given.get("norm", params.get("norm", "linf"))
+    taken = {k: v for k, v in (defaults or {}).items() if k in known or open_ended}
+    if given.get("norm", "linf") != taken.get("norm", "linf"):
+        taken.pop("eps", None)  # an eps of one norm means nothing in another
+    given = {**taken, **given}
+    params: dict[str, Any] = {}
+    norm = given.get("norm", "linf")
     if "eps" in known or open_ended:
         if "eps" in given:
             params["eps"] = parse_number(given.pop("eps"), what="eps")
-        elif "eps" not in params:
+        else:
             if norm != "linf":
                 raise UserError(
                     f"--attack {text}: norm {norm} expects an eps of its own; try "

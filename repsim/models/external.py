@@ -29,7 +29,9 @@ def torchvision_model(
 
     known = models.list_models(module=models)
     if name not in known:
-        raise UserError(f"torchvision has no classification model {name!r}; near: {near(name, known)}")
+        raise UserError(
+            f"torchvision has no classification model {name!r}; near: {near(name, known)}"
+        )
     if name.startswith("vit_"):
         arch_args.setdefault("image_size", image_size)
     elif name.startswith("maxvit"):
@@ -39,7 +41,9 @@ def torchvision_model(
         # without init_weights torchvision warns.
         arch_args = {"aux_logits": False, "init_weights": True, **arch_args}
     arguments = {"num_classes": classes, **arch_args}
-    model = build(lambda **kwargs: models.get_model(name, **kwargs), f"torchvision/{name}", arguments)
+    model = build(
+        lambda **kwargs: models.get_model(name, **kwargs), f"torchvision/{name}", arguments
+    )
     if channels != 3:
         _replace_first_convolution(model, channels)
     return model
@@ -160,7 +164,9 @@ def _accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str,
         return {}
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return offered
-    named = {n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    named = {
+        n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
     return {name: value for name, value in offered.items() if name in named}
 
 
@@ -170,11 +176,7 @@ def _replace_first_convolution(model: nn.Module, channels: int) -> None:
     Each new input channel gets the mean over RGB times 3 / channels, so that a grey image gives
     what it gave as RGB, and the scale of the initialisation (or of pretrained weights) stays.
     """
-    for name, old in model.named_modules():
-        if isinstance(old, nn.Conv2d):
-            break
-    else:
-        raise UserError(f"the model has no convolution to adapt to {channels} image channels")
+    name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     new = nn.Conv2d(
         channels,
         old.out_channels,
@@ -183,7 +185,7 @@ def _replace_first_convolution(model: nn.Module, channels: int) -> None:
         padding=old.padding,  # type: ignore[arg-type]
         dilation=old.dilation,  # type: ignore[arg-type]
         bias=old.bias is not None,
-        padding_mode=old.padding_mode,  # type: ignore[arg-type]
+        padding_mode=old.padding_mode,
     )
     with torch.no_grad():
         new.weight.copy_(old.weight.sum(1, keepdim=True) / channels)

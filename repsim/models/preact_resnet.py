@@ -57,7 +57,7 @@ class PreActResNet(nn.Module):
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
         self.bn = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU()
-        self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(inputs, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -68,7 +68,7 @@ class PreActResNet(nn.Module):
         x = self.conv1(x)
         for stage in ("layer1", "layer2", "layer3", "layer4"):
             x = getattr(self, stage)(x)
-        return self.linear(self.avgpool(self.relu(self.bn(x))))
+        return self.linear(self.avgpool(self.relu(self.bn(x))).flatten(1))
 
 
 def preact_resnet18(*, classes: int, channels: int = 3, image_size: int = 32) -> PreActResNet:

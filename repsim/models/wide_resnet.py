@@ -71,7 +71,7 @@ class WideResNet(nn.Module):
             self.add_module(f"block{i + 1}", nn.Sequential(OrderedDict(layer=layer)))
         self.bn1 = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU()
-        self.avgpool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -83,7 +83,7 @@ class WideResNet(nn.Module):
         x = self.conv1(x)
         for stage in ("block1", "block2", "block3"):
             x = getattr(self, stage)(x)
-        return self.fc(self.avgpool(self.relu(self.bn1(x))))
+        return self.fc(self.avgpool(self.relu(self.bn1(x))).flatten(1))
 
 
 def wide_resnet(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
-from matplotlib.axis import Axis
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.text import Text
 from matplotlib.ticker import Formatter, Locator
 
@@ -90,14 +90,19 @@ class _LayerLocator(Locator):
             return self._dense
         return self.mode == "all"
 
+    def retry(self) -> None:
+        """Forget that the names did not fit."""
+        self._dense = True
+
     def _points_per_layer(self) -> float:
         assert isinstance(self.axis, Axis)
         box = self.axis.axes.bbox
-        pixels = box.width if self.axis.axis_name == "x" else box.height
+        pixels = box.width if isinstance(self.axis, XAxis) else box.height
         low, high = sorted(self.axis.get_view_interval())
         figure = self.axis.axes.get_figure(root=True)
         assert figure is not None
-        return float(pixels / figure.dpi * 72 / max(high - low, 1e-9))
+        # An axis collapsed by a layout that failed still has a length.
+        return max(float(pixels / figure.dpi * 72), 1e-3) / max(high - low, 1e-9)
 
     def __call__(self) -> list[float]:
         if self.mode == "none":
@@ -111,7 +116,7 @@ class _LayerLocator(Locator):
     def _sparse(self, distance: float) -> dict[float, str]:
         """Labels at least `distance` layers apart: of the stages, the largest first."""
         if not self.stages:
-            step = max(1, -int(-distance // 1))
+            step = max(1, math.ceil(distance))
             return {float(i): self.names[i] for i in range(0, len(self.names), step)}
         chosen: dict[float, str] = {}
         for stage in sorted(self.stages, key=lambda stage: stage.start - stage.stop):
@@ -133,7 +138,7 @@ class _BoundaryLocator(Locator):
     def __call__(self) -> list[float]:
         if self.layers.mode == "none" or self.layers.dense() or not self.layers.stages:
             return []
-        return [-0.5, *(stage.stop - 0.5 for stage in self.layers.stages)]
+        return [stage.stop - 0.5 for stage in self.layers.stages[:-1]]
 
     def tick_values(self, vmin: float, vmax: float) -> list[float]:
         return self()
@@ -154,11 +159,18 @@ def label_axis(axis: Axis, names: Sequence[str], mode: str) -> None:
     axis.set_major_formatter(_LayerFormatter(locator))
     axis.set_minor_locator(_BoundaryLocator(locator))
     axis.remove_overlapping_locs = False
-    rotation = 90 if axis.axis_name == "x" else 0
+    rotation = 90 if isinstance(axis, XAxis) else 0
     axis.set_tick_params(
         which="major", length=0, pad=5, labelsize=TICK_SIZE, labelrotation=rotation
     )
     axis.set_tick_params(which="minor", length=4, width=0.6)
+
+
+def relabel(axis: Axis) -> None:
+    """Let an axis try again whether all names fit: after a change of its length."""
+    locator = axis.get_major_locator()
+    if isinstance(locator, _LayerLocator):
+        locator.retry()
 
 
 def fit(text: Text, candidates: Iterator[str], points: float) -> None:
@@ -173,22 +185,26 @@ def fit(text: Text, candidates: Iterator[str], points: float) -> None:
             return
 
 
-def wordings(first: str, second: str = "", separator: str = " · ") -> Iterator[str]:
-    """Ever shorter wordings: on one line, on two, then with the middle left out."""
-    text = separator.join(part for part in (first, second) if part)
-    yield text
-    if not second:
-        if " " in text:
-            for width in range(len(text), len(text) // 2, -1):
-                wrapped = textwrap.wrap(text, width)
-                if len(wrapped) == 2:
-                    yield "\n".join(wrapped)
-        for length in range(len(text) - 1, 6, -1):
-            yield elide(text, length)
-        return
-    yield f"{first}\n{second}"
-    for length in range(max(len(first), len(second)) - 1, 6, -1):
-        yield f"{elide(first, length)}\n{elide(second, length)}"
+def wordings(*parts: str) -> Iterator[str]:
+    """Ever shorter wordings: on one line, a line a part, two lines a part, the middle left out."""
+    parts = tuple(part for part in parts if part)
+    yield " · ".join(parts)
+    yield "\n".join(parts)
+    longest = max(map(len, parts), default=0)
+    for length in range(longest, 8, -1):
+        yield "\n".join(two_lines(elide(part, length), longest=length * 11 // 20) for part in parts)
+
+
+def two_lines(text: str, longest: int) -> str:
+    """The text broken once, at the separator nearest to its middle, if it is too long."""
+    if len(text) <= longest:
+        return text
+    middle = len(text) / 2
+    breaks = [place for place in range(1, len(text)) if text[place - 1] in " -_./,"]
+    place = min(breaks, key=lambda place: abs(place - middle), default=round(middle))
+    if abs(place - middle) > len(text) / 5:
+        place = round(middle)
+    return f"{text[:place].rstrip(' ')}\n{text[place:]}"
 
 
 def elide(text: str, length: int) -> str:
@@ -199,11 +215,11 @@ def elide(text: str, length: int) -> str:
     return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
 
 
-def side_points(ax: Any, axis_name: str) -> float:
+def side_points(ax: Axes, axis_name: str) -> float:
     """Present length of an axes' side in points."""
     ax.apply_aspect()
     box = ax.bbox
     pixels = box.width if axis_name == "x" else box.height
-    return float(pixels / ax.get_figure(root=True).dpi * 72)
-
-
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return float(pixels / figure.dpi * 72)

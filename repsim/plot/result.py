@@ -35,7 +35,7 @@ def matrix(result: xr.Dataset, variable: str = "similarity") -> Matrix:
 
 def layers(result: xr.Dataset, side: str) -> list[str]:
     """Layer names of side "x" (rows) or "y" (columns)."""
-    return [str(name) for name in result[f"{side}_layer"].values]
+    return [str(name) for name in np.atleast_1d(result[f"{side}_layer"].values)]
 
 
 def words(result: xr.Dataset, side: str, word: str) -> str:

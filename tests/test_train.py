@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from repsim.attacks import parse_attack
+from repsim.checkpoint import load_model
+from repsim.data import ImageData, draw, load_data, to_float
+from repsim.errors import UserError
+from repsim.objectives import supervised
+from repsim.progress import Silent
+from repsim.train import TrainConfig, train
+
+ATTACK = parse_attack("pgd,steps=1,step_size=1.25eps", eps=0.15)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAfter(Silent):
+    """Ends the run in the middle of the epoch after `rows` whole ones."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.rows -= 1
+
+    def task(self, *args: Any, **kwargs: Any) -> Any:
+        from contextlib import nullcontext
+
+        from repsim.progress import Task
+
+        def advance(n: int) -> None:
+            if self.rows == 0:
+                raise Killed
+
+        return nullcontext(Task(advance))
+
+
+@pytest.fixture(scope="module")
+def few(digits_train: ImageData) -> ImageData:
+    return draw(digits_train, 300)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(path, weights_only=True)
+    return dict(content["state_dict"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"scenario": "at"},
+        {"scenario": "at", "attack_mode": "train", "augment": "crop-flip"},
+        {"optimizer": "adam", "lr": 1e-3, "schedule": "cosine", "average": 0.9},
+        {"schedule": "constant", "lr": 0.01},
+    ],
+    ids=lambda s: "-".join(map(str, s.values())) or "st",
+)
+def test_a_resumed_run_is_bit_identical(
+    few: ImageData, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = TrainConfig(epochs=3, batch_size=64, **settings)
+    attack = ATTACK if config.scenario == "at" else None
+    whole = train(few, "resnet8", tmp_path / "whole.pt", config, attack=attack)
+    with pytest.raises(Killed):
+        train(few, "resnet8", tmp_path / "parts.pt", config, attack=attack, progress=KillAfter(2))
+    assert not (tmp_path / "parts.pt").exists()
+    assert (tmp_path / "parts.pt.resume").exists()
+    parts = train(few, "resnet8", tmp_path / "parts.pt", config, attack=attack)
+    assert (whole.status, parts.status) == ("trained", "continued")
+    a, b = weights(tmp_path / "whole.pt"), weights(tmp_path / "parts.pt")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert [r["loss"] for r in whole.history] == [r["loss"] for r in parts.history]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.pt", "whole.pt"]
+
+
+def test_seeds_differ(few: ImageData, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train(few, "resnet8", tmp_path / f"{seed}.pt", TrainConfig(epochs=1, seed=seed))
+    assert not torch.equal(
+        weights(tmp_path / "0.pt")["conv1.weight"], weights(tmp_path / "1.pt")["conv1.weight"]
+    )
+
+
+def test_adversarial_training_makes_robust(
+    checkpoints: dict[str, Path], digits_test: ImageData
+) -> None:
+    from repsim.evaluate import evaluate
+
+    attack = parse_attack("pgd", eps=0.15)
+    robust = {}
+    for name, path in checkpoints.items():
+        summary = evaluate(load_model(path), digits_test, [attack]).summary()
+        robust[name] = summary["robust_accuracy"]["pgd"]
+        assert summary["clean_accuracy"] > 0.8
+    assert robust["st"] < 0.3
+    assert robust["at"] > 0.4
+
+
+def test_the_objective_trains_on_what_the_attack_returns() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    images, labels = torch.rand(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1])
+    shifted = images.flip(0)
+    loss, numbers = supervised(model, images, labels, lambda x, y: shifted)
+    assert torch.equal(loss, F.cross_entropy(model(shifted), labels))
+    assert not torch.equal(loss, F.cross_entropy(model(images), labels))
+    assert numbers["accuracy"] == (model(shifted).argmax(1) == labels).float().mean()
+
+
+def test_attack_in_train_mode_moves_statistics_in_eval_mode_does_not(few: ImageData) -> None:
+    from repsim.attacks import run_attack
+    from repsim.models import Normalized, build_model
+
+    model = Normalized(build_model("resnet8", classes=10, channels=1, image_size=8), [0.5], [0.5])
+    x, y = to_float(few.images[:32]), few.labels[:32]
+    model.train()
+    for train_mode in (False, True):
+        before = model.encoder.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
+        run_attack(ATTACK, model, x, y, ids=few.keys[:32], seed=0, train_mode=train_mode)
+        moved = not torch.equal(before, model.encoder.bn1.running_mean)  # type: ignore[union-attr, arg-type]
+        assert moved is train_mode
+        assert model.training
+        assert model.encoder.bn1.training  # type: ignore[union-attr]
+
+
+def test_the_average_is_what_is_kept(few: ImageData, tmp_path: Path) -> None:
+    # One step: the average of the weights is then the weights of that step itself.
+    config = TrainConfig(epochs=1, batch_size=300, schedule="constant", lr=0.01)
+    train(few, "resnet8", tmp_path / "plain.pt", config)
+    train(few, "resnet8", tmp_path / "one.pt", TrainConfig(**{**vars(config), "average": 0.5}))
+    plain, one = weights(tmp_path / "plain.pt"), weights(tmp_path / "one.pt")
+    assert all(torch.equal(plain[k], one[k]) for k in plain)
+
+
+    config = TrainConfig(epochs=2, batch_size=300, schedule="constant", lr=0.01, average=0.5)
+    train(few, "resnet8", tmp_path / "two.pt", config)
+    second = TrainConfig(**{**vars(config), "average": 0.0})
+    train(few, "resnet8", tmp_path / "second.pt", second)
+    average, last = weights(tmp_path / "two.pt"), weights(tmp_path / "second.pt")
+    expected = (plain["conv1.weight"] + last["conv1.weight"]) / 2
+    assert torch.allclose(average["conv1.weight"], expected, atol=1e-6)
+
+
+def test_the_same_request_is_done_and_another_is_refused(few: ImageData, tmp_path: Path) -> None:
+    out = tmp_path / "a.pt"
+    config = TrainConfig(epochs=1)
+    train(few, "resnet8", out, config)
+    before = out.read_bytes()
+    assert train(few, "resnet8", out, config).status == "already done"
+    with pytest.raises(UserError, match=r"config\.lr 0\.1 there, 0\.2 asked for"):
+        train(few, "resnet8", out, TrainConfig(epochs=1, lr=0.2))
+    assert out.read_bytes() == before
+    assert train(few, "resnet8", out, TrainConfig(epochs=1, lr=0.2), overwrite=True).status == (
+        "trained"
+    )
+    assert out.read_bytes() != before
+
+
+def test_an_interrupted_run_with_other_settings_is_refused(
+    few: ImageData, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.pt"
+    with pytest.raises(Killed):
+        train(few, "resnet8", out, TrainConfig(epochs=3), progress=KillAfter(1))
+    with pytest.raises(UserError, match=r"interrupted training with other settings \(config\.lr"):
+        train(few, "resnet8", out, TrainConfig(epochs=3, lr=0.05))
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
+    few: ImageData, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "objective.py"
+    plugin.write_text(
+        "import torch\n"
+        "calls = 0\n"
+        "def objective(model, images, labels, attack):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    loss = torch.nn.functional.cross_entropy(model(images), labels)\n"
+        "    return loss * float('nan') if calls > 3 else loss\n"
+    )
+    config = TrainConfig(scheme=f"{plugin}:objective", epochs=3, batch_size=100)
+    with pytest.raises(UserError, match="loss is nan in epoch 2.*lower --lr"):
+        train(few, "resnet8", tmp_path / "a.pt", config)
+    state = torch.load(tmp_path / "a.pt.resume", weights_only=True)
+    assert state["epoch"] == 1
+    assert all(torch.isfinite(v).all() for v in state["model"].values())
+    assert not (tmp_path / "a.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "--epochs expects at least 1"),
+        ({"lr": 0.0}, "--lr expects a number above 0"),
+        ({"lr": float("nan")}, "--lr expects a number above 0"),
+        ({"optimizer": "lamb"}, "--optimizer expects one of sgd, adam"),
+        ({"scheme": "sll"}, "--scheme expects one of sl"),
+        ({"augment": "mixup"}, "--augment expects one of"),
+        ({"scenario": "at"}, "scenario at expects a training attack"),
+    ],
+)
+def test_settings_that_cannot_be_meant(
+    few: ImageData, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(few, "resnet8", tmp_path / "a.pt", TrainConfig(**settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_to_write_to(few: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no"):
+        train(few, "resnet8", tmp_path / "none" / "a.pt", TrainConfig(epochs=1))
+
+
+def test_bf16_trains(few: ImageData, tmp_path: Path) -> None:
+    from repsim.runtime import Runtime
+
+    runtime = Runtime.of("cpu", "bf16", image_size=8)
+    report = train(few, "resnet8", tmp_path / "a.pt", TrainConfig(epochs=2), runtime=runtime)
+    assert report.history[-1]["loss"] < report.history[0]["loss"]
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert content["config"]["precision"] == "bf16"
+    assert all(v.dtype != torch.bfloat16 for v in content["state_dict"].values())
+
+
+@pytest.mark.slow
+def test_the_effect_on_digits_for_three_seeds(tmp_path: Path) -> None:
+    """Clean and attacked representations part in standard training and meet in adversarial."""
+    from repsim.compare import compare_all
+    from repsim.extract import extract
+    from repsim.store import open_store
+
+    images, test = load_data("digits", "train"), draw(load_data("digits", "test"), 1000)
+    for seed in range(3):
+        found = {}
+        for scenario, epochs in (("st", 10), ("at", 20)):
+            path = tmp_path / f"{scenario}{seed}.pt"
+            config = TrainConfig(scenario=scenario, epochs=epochs, batch_size=64, seed=seed)
+            attack = ATTACK if scenario == "at" else None
+            train(images, "resnet20", path, config, attack=attack)
+            store = path.with_suffix(".h5")
+            extract(load_model(path), test, [parse_attack("pgd", eps=0.15)], store)
+            found[scenario] = compare_all(open_store(store).representations())
+        last = {
+            (scenario, condition): pairs.alignment("clean", condition).last_third
+            for scenario, pairs in found.items()
+            for condition in ("pgd", "noise")
+        }
+        assert last["st", "pgd"] < 0.5
+        assert last["at", "pgd"] > 0.8
+        assert last["st", "noise"] > 0.95
+        assert last["at", "noise"] > 0.95
