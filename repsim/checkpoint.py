@@ -160,7 +160,7 @@ def load_model(
         if arch is not None and arch != meta["arch"]:
             raise UserError(f"{path}: --arch says {arch}; the checkpoint is a {meta['arch']}")
         return _loaded(meta, content["state_dict"], sha256_of(path), path.stem)
-    state_dict = _find_state_dict(path, content)
+    state_dict = find_state_dict(path, content)
     if arch is None:
         raise UserError(
             f"{path}: a state dict that repsim did not write expects --arch; e.g. --arch resnet18 "
@@ -214,7 +214,12 @@ def _check_own(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "state_dict"}
 
 
-def _find_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+def find_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
+    """The weights in what `read_plain` returned for a foreign file, with bare names.
+
+    Raises:
+        UserError: no named tensors in it.
+    """
     found = content
     for key in CONTAINERS:
         if isinstance(found, dict) and isinstance(found.get(key), dict):

@@ -67,9 +67,7 @@ class Reduce:
         if self.kind == "project" and math.prod(shape) > self.size:
             return self._project(outputs, shape).to(dtype)
         # One pass that copies, converts and undoes channels_last together.
-        flat = torch.empty(
-            (len(outputs), math.prod(shape)), dtype=dtype, device=outputs.device
-        )
+        flat = torch.empty((len(outputs), math.prod(shape)), dtype=dtype, device=outputs.device)
         flat.view(outputs.shape).copy_(outputs)
         return flat
 

@@ -191,7 +191,7 @@ def train(
         arch, classes=len(data.classes), channels=channels, image_size=size, **(arch_args or {})
     )
     model = runtime.place(Normalized(encoder, mean, std))
-    run = _Run(model, data, objective, config, attack, runtime)
+    run = TrainingRun(model, data, objective, config, attack, runtime)
     if state is not None:
         run.load(state)
         progress.say(f"continuing {resume_path.name} after epoch {run.epoch} of {config.epochs}")
@@ -222,7 +222,7 @@ def train(
     return TrainReport(out, "continued" if state else "trained", run.history)
 
 
-class _Run:
+class TrainingRun:
     """The state of a training run, and one epoch of it."""
 
     def __init__(

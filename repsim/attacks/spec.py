@@ -69,9 +69,11 @@ class AttackSpec:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, float):
-        over = value * 255
-        return f"{round(over)}/255" if abs(over - round(over)) < 1e-9 and over else f"{value:g}"
+    """A number as people write it: 0.15 and 1, but 8/255; exact when read back."""
+    if isinstance(value, float) and float(f"{value:.4g}") == value:
+        return f"{value:.4g}"
+    if isinstance(value, float) and round(value * 255) / 255 == value:
+        return f"{round(value * 255)}/255"
     return str(value)
 
 

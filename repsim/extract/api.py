@@ -1,6 +1,37 @@
-"""Network + images + attacks -> a store."""
+"""The one call: settle what is asked for and what is there, then do what is missing."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from repsim import __version__
+from repsim.attacks import AttackSpec
+from repsim.checkpoint import LoadedModel
+from repsim.data import ImageData, to_float
+from repsim.errors import UserError
+from repsim.extract.conditions import asked_conditions
+from repsim.extract.pipeline import Pipeline
+from repsim.extract.report import ExtractReport, estimate_bytes, report
+from repsim.extract.request import (
+    data_json,
+    finished_conditions,
+    missing_conditions,
+    model_json,
+    request_json,
+    unfinished_part,
+)
+from repsim.files import check_writable
+from repsim.hooks import select_layers
+from repsim.progress import Progress, Silent
+from repsim.reduce import parse_reduce
+from repsim.runtime import Runtime
+from repsim.store import Condition, Part, require_space, show_bytes, stored_bytes
+
+DTYPES = ("auto", "float32")
+
 
 def extract(
     loaded: LoadedModel,
@@ -51,87 +82,75 @@ def extract(
     out, progress = Path(out), progress or Silent()
     runtime = runtime or Runtime.of(precision="float32", image_size=data.images.shape[-1])
     check_writable(out)
-    if batch_size < 1 or dtype not in DTYPES:
-        raise UserError(
-            f"extract expects a batch size of at least 1 and dtype {' or '.join(DTYPES)}; got "
-            f"{batch_size} and {dtype!r}"
-        )
+    if batch_size < 1:
+        raise UserError(f"--batch-size expects at least 1; got {batch_size}")
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype expects {' or '.join(DTYPES)}; got {dtype!r}")
     if any(not spec.is_control for spec in attacks):
         loaded.require_head("an attack")
     how = parse_reduce(reduce)
     model = runtime.place(loaded.model)
     selection = select_layers(model, runtime.images(to_float(data.images[:8])), layers)
-    request = {
-        "model": loaded.sha256,
-        "data": data.fingerprint,
-        "samples": _samples_hash(data),
-        "layers": [layer.name for layer in selection.layers],
-        "reduce": how.text,
-        "precision": runtime.precision,
-        "seed": seed,
-        "dtype": dtype,
-    }
     notes = [selection.note] if selection.note else []
-    there = _finished(out, request) if out.exists() and not overwrite else {}
-    run = _Run(loaded.name, model, data, runtime, how, selection.layers, batch_size, dtype)
-    try:
-        conditions = _conditions(attacks, run, seed, control, there, inputs_from, notes)
-        todo = _missing(conditions, there, out)
+    names = [layer.name for layer in selection.layers]
+    request = request_json(loaded, data, names, how.text, runtime.precision, seed, dtype)
+    there = finished_conditions(out, request) if out.exists() and not overwrite else {}
+
+    with ExitStack() as stack:
+        asked = asked_conditions(
+            attacks, model, data, runtime, seed, control, there, inputs_from, notes, stack
+        )
+        todo = missing_conditions(asked, there, out)
         if there and not todo:
-            return _report(out, "already done", notes, began, 0.0)
-        status = "condition added" if there else "written"
-        part_path = out.with_name(out.name + ".part")
+            return report(out, "already done", notes, began, 0.0)
+
         wanted = {**there, **{source.name: source.attack for source in todo}}
-        part = _unfinished(part_path, request, wanted, overwrite)
-        if part is not None:
-            status = "continued"
-        _announce(out, part_path, run, todo, copied=out.stat().st_size if there else 0,
-                  notes=notes, progress=progress)  # fmt: skip
-        attrs = {
-            "repsim_version": __version__,
-            "request": request,
-            "layers": request["layers"],
-            "model": _model_json(loaded),
-            "data": _data_json(data),
-        }
-        make = _Maker(out if there else None, part_path, attrs, data, todo)
-        rate = _work(run, todo, part, make, out, progress)
-    finally:
-        for source in run.opened:
-            source.close()
-    return _report(out, status, notes, began, rate)
+        part_path = out.with_name(out.name + ".part")
+        part = unfinished_part(part_path, request, wanted, overwrite)
+        if part:
+            stack.callback(part.close)
+        copied = out.stat().st_size if there else 0
+        size = copied + estimate_bytes(
+            selection.layers,
+            len(data),
+            [source.kind for source in todo],
+            reduce=reduce,
+            image_shape=tuple(data.images.shape[1:]),
+            classes=len(data.classes),
+            dtype=dtype,
+        )
+        # An unfinished file is as long as the finished one, but has holes.
+        require_space(out, size - (part_path.stat().st_blocks * 512 if part else 0))
+        notes.append(
+            f"{out.name} will take {show_bytes(size)} on disk: {len(data)} samples, {len(names)} "
+            f"layers, {', '.join(wanted)}"
+        )
+        progress.say(notes[-1])
 
+        def make(conditions: list[Condition]) -> Part:
+            """The file, once the first batch has told what its data sets look like."""
+            needed = sum(stored_bytes(c.columns.values(), len(data)) for c in conditions)
+            require_space(out, copied + needed)
+            part_path.unlink(missing_ok=True)  # left by an earlier process, not to be trusted
+            if there:
+                return Part.extend(part_path, out, conditions)
+            attrs = {
+                "repsim_version": __version__,
+                "request": request,
+                "layers": names,
+                "model": model_json(loaded),
+                "data": data_json(data),
+            }
+            samples = {
+                "index": data.index.numpy(),
+                "label": data.labels.numpy(),
+                "id": data.ids,
+            }
+            return Part.create(part_path, attrs, samples, conditions)
 
-def _announce(
-    out: Path,
-    part_path: Path,
-    run: _Run,
-    todo: Sequence[_Source],
-    *,
-    copied: int,
-    notes: list[str],
-    progress: Progress,
-) -> None:
-    """Say what the file will take, and refuse if the disk has no room for it."""
-    data = run.data
-    size = copied + estimate_bytes(
-        run.layers,
-        len(data),
-        len(todo) + (copied > 0),
-        reduce=run.how.text,
-        image_shape=data.images.shape[1:],
-        classes=len(data.classes),
-        dtype=run.dtype,
-    )
-    if copied:
-        size -= estimate_bytes([], len(data), 1, image_shape=data.images.shape[1:])
-    taken = part_path.stat().st_blocks * 512 if part_path.exists() else 0
-    require_space(out, size - taken)
-    line = (
-        f"{out.name} will take {show_bytes(size)} on disk: {len(data)} samples, {len(run.layers)} "
-        f"layers, {', '.join(source.name for source in todo)}"
-    )
-    notes.append(line)
-    progress.say(line)
-
-
+        pipeline = Pipeline(
+            loaded.name, model, data, runtime, how, selection.layers, todo, batch_size, dtype
+        )
+        rate = pipeline.run(part, make, out, progress)
+    status = "continued" if part else "condition added" if there else "written"
+    return report(out, status, notes, began, rate)

@@ -25,7 +25,7 @@ class Accuracy:
         return self.correct / self.samples
 
 
-@dataclass
+@dataclass(frozen=True)
 class ExtractReport:
     """What `extract` did and what the store holds now.
 
@@ -55,19 +55,19 @@ class ExtractReport:
 def estimate_bytes(
     layers: Sequence[Layer],
     samples: int,
-    conditions: int,
+    kinds: Sequence[str],
     *,
     reduce: str = "flatten",
-    image_shape: Sequence[int] = (3, 32, 32),
+    image_shape: tuple[int, ...] = (3, 32, 32),
     classes: int = 10,
     dtype: str = "auto",
 ) -> int:
-    """Bytes that a store will take, with float16 wherever it may be used.
+    """Bytes that conditions will take in a store, with float16 wherever it may be used.
 
     Args:
         layers: what `select_layers` chose.
         samples: images.
-        conditions: clean, controls and attacks together.
+        kinds: "clean", "control" or "attack", one a condition; clean images are kept as uint8.
         reduce: as `extract` takes it.
         image_shape: (channels, height, width).
         classes: columns of the logits.
@@ -76,15 +76,16 @@ def estimate_bytes(
     how = parse_reduce(reduce)
     kind = "float16" if dtype == "auto" else "float32"
     kept = [Column((how.features(layer.shape),), kind) for layer in layers]
-    kept += [Column((classes,), "float32"), Column((), "float64"), Column((), "float32")]
-    clean, attacked = (Column(tuple(image_shape), name) for name in ("uint8", "float32"))
-    total = stored_bytes([*kept, clean], samples)
-    return total + (conditions - 1) * stored_bytes([*kept, attacked], samples)
+    kept += [Column((classes,), "float32"), Column((), "float32"), Column((), "float32")]
+    images = {k: Column(image_shape, "uint8" if k == "clean" else "float32") for k in set(kinds)}
+    return sum(stored_bytes([*kept, images[k]], samples) for k in kinds)
 
 
 def report(
-    out: Path, status: str, notes: list[str], began: float, images_per_second: float
+    out: Path, status: str, notes: Sequence[str], began: float, images_per_second: float
 ) -> ExtractReport:
+    """What the finished store says, with what is to be noted about it."""
+    notes = list(notes)
     with open_store(out) as store:
         accuracy = {name: Accuracy(*store.accuracy(name)) for name in store.conditions}
         float32 = store.float32_layers()
@@ -96,12 +97,10 @@ def report(
                     "representations equal the clean ones"
                 )
         layers = store.layers
-    reasons: dict[str, list[str]] = {}
-    for layer, reason in float32.items():
-        reasons.setdefault(reason, []).append(layer)
-    for reason, names in reasons.items():
-        few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        notes.append(f"stored in float32: {few} ({reason})")
+    if float32:
+        few = "; ".join(f"{layer}: {reason}" for layer, reason in list(float32.items())[:3])
+        more = f"; and {len(float32) - 3} more" if len(float32) > 3 else ""
+        notes.append(f"{len(float32)} of {len(layers)} layers are stored in float32 ({few}{more})")
     return ExtractReport(
         path=out,
         status=status,
@@ -113,5 +112,3 @@ def report(
         seconds=time.perf_counter() - began,
         images_per_second=images_per_second,
     )
-
-

@@ -11,17 +11,47 @@ from typing import Any
 from repsim.checkpoint import LoadedModel
 from repsim.data import ImageData
 from repsim.errors import UserError
+from repsim.extract.conditions import Source
 from repsim.store import Part, open_store
 
 
-def _model_json(loaded: LoadedModel) -> dict[str, Any]:
+def request_json(
+    loaded: LoadedModel,
+    data: ImageData,
+    layers: list[str],
+    reduce: str,
+    precision: str,
+    seed: int,
+    dtype: str,
+) -> dict[str, Any]:
+    """Everything that decides the content of a store, besides the conditions.
+
+    Batch size and device are not in it: a run that was cut off may be continued on another
+    machine, and numbers then differ by rounding only.
+    """
+    rows = data.ids.astype("<u8").tobytes() + data.labels.numpy().astype("<i8").tobytes()
+    return {
+        "model": loaded.sha256,
+        "data": data.fingerprint,
+        "samples": len(data),
+        "rows": hashlib.sha256(rows).hexdigest(),
+        "layers": layers,
+        "reduce": reduce,
+        "precision": precision,
+        "seed": seed,
+        "dtype": dtype,
+    }
+
+
+def model_json(loaded: LoadedModel) -> dict[str, Any]:
     """Name, hash and metadata; the training history stays in the checkpoint."""
     meta = {key: value for key, value in loaded.meta.items() if key != "history"}
     plain: dict[str, Any] = json.loads(json.dumps(meta, default=str))
     return {**plain, "name": loaded.name, "sha256": loaded.sha256}
 
 
-def _data_json(data: ImageData) -> dict[str, Any]:
+def data_json(data: ImageData) -> dict[str, Any]:
+    """Where the images come from; never a path."""
     return {
         "name": data.name,
         "split": data.split,
@@ -31,33 +61,84 @@ def _data_json(data: ImageData) -> dict[str, Any]:
     }
 
 
-def _samples_hash(data: ImageData) -> str:
-    """Number of samples and a hash of their ids and labels in order."""
-    content = data.ids.astype("<u8").tobytes() + data.labels.numpy().astype("<i8").tobytes()
-    return f"{len(data)}:{hashlib.sha256(content).hexdigest()[:16]}"
+def finished_conditions(out: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions of the store that is already there, with their attacks.
+
+    Raises:
+        UserError: it is not a store, or one of another request.
+    """
+    try:
+        with open_store(out) as store:
+            found = {name: store.attack(name) for name in store.conditions}
+            there = store.request
+    except UserError as error:
+        raise UserError(f"{error}; or choose another --out") from error
+    if there != request:
+        raise UserError(
+            f"{out}: there is a store of another request: {_changes(there, request)}; choose "
+            "another --out, or --overwrite"
+        )
+    return found
 
 
-def _missing(
-    conditions: Sequence[_Source], there: Mapping[str, Any], out: Path
-) -> list[_Source]:
-    """The conditions that the finished store lacks."""
-    for source in conditions:
+def missing_conditions(
+    asked: Sequence[Source], there: Mapping[str, Any], out: Path
+) -> list[Source]:
+    """The conditions that the finished store lacks.
+
+    Raises:
+        UserError: a condition of that name was made by another attack.
+    """
+    for source in asked:
         if source.name in there and there[source.name] != source.attack:
             raise UserError(
                 f"{out}: its condition {source.name} was made otherwise: "
                 f"{_changes(there[source.name], source.attack)}; name this one with as=NAME, "
                 "choose another --out, or --overwrite"
             )
-    return [source for source in conditions if source.name not in there]
+    return [source for source in asked if source.name not in there]
+
+
+def unfinished_part(
+    path: Path, request: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool
+) -> Part | None:
+    """The `.part` of this same request, if there is one to be trusted.
+
+    Raises:
+        UserError: it is of another request, or another process is writing it.
+    """
+    part = Part.reopen(path)
+    if part is None:
+        return None
+    before, there = part.request, part.conditions
+    same = before == request
+    if same and there == wanted:
+        return part
+    # Killed after a finished store was copied and before the copy was extended: nothing is lost.
+    only_a_copy = same and part.complete and there.items() <= wanted.items()
+    part.close()
+    if not only_a_copy and not overwrite:
+        changes = _changes(before, request) if not same else _conditions(there, wanted)
+        raise UserError(
+            f"{path}: there is unfinished work of another request: {changes}; finish it with its "
+            "own command, remove that file, or --overwrite"
+        )
+    return None
+
+
+def _conditions(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    if there.keys() != wanted.keys():
+        return f"conditions {', '.join(there)} there, {', '.join(wanted)} asked"
+    return _changes(there, wanted)
 
 
 def _changes(there: Any, asked: Any) -> str:
-    """`params.steps 20 there, 40 asked`, of nested dictionaries."""
-    flat_there, flat_asked = _flat(there), _flat(asked)
-    keys = [k for k in {**flat_there, **flat_asked} if flat_there.get(k) != flat_asked.get(k)]
+    """`seed 0 there, 1 asked; ...` for all entries of nested dictionaries that differ."""
+    before, now = _flat(there), _flat(asked)
     return "; ".join(
-        f"{key} {_short(flat_there.get(key))} there, {_short(flat_asked.get(key))} asked"
-        for key in keys
+        f"{key} {_short(before.get(key))} there, {_short(now.get(key))} asked"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
     )
 
 
@@ -74,59 +155,6 @@ def _short(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, list):
-        return f"{len(value)} of them ({', '.join(map(str, value[:2]))}...)"
-    text = str(value)
+        return f"{len(value)} ({', '.join(map(str, value[:2]))}, ...)"
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 24 else f"{text[:12]}..."
-
-
-def _settings(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_short(value)}" for key, value in params.items())
-
-
-def _finished(out: Path, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions of the store that is already there.
-
-    Raises:
-        UserError: it is not a store, or one of another request.
-    """
-    try:
-        with open_store(out) as store:
-            found = {name: store.attack(name) for name in store.conditions}
-            asked_before = store.request
-    except UserError as error:
-        raise UserError(f"{error}; or choose another --out") from error
-    if asked_before != request:
-        raise UserError(
-            f"{out}: there is a store of another request: {_changes(asked_before, request)}; "
-            "choose another --out, or --overwrite"
-        )
-    return found
-
-
-def _unfinished(
-    path: Path, request: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool
-) -> Part | None:
-    """The `.part` of this same request, if there is one to be trusted.
-
-    Raises:
-        UserError: it is of another request, or another process is writing it.
-    """
-    part = Part.reopen(path)
-    if part is None:
-        return None
-    same = part.request == request
-    if same and part.conditions == wanted:
-        return part
-    # Killed after a finished store was copied and before the copy was extended: nothing is lost.
-    only_a_copy = same and part.complete and part.conditions.items() <= wanted.items()
-    if not only_a_copy and not overwrite:
-        changes = _changes(part.request, request) or _changes(part.conditions, wanted)
-        part.close()
-        raise UserError(
-            f"{path}: there is unfinished work of another request: {changes}; finish it with its "
-            "own command, remove that file, or --overwrite"
-        )
-    part.discard()
-    return None
-
-

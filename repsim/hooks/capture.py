@@ -102,8 +102,8 @@ def _activation(name: str, module: nn.Module, output: Any, batch: int | None) ->
         )
     if batch is None:
         raise UserError(
-            f"layer {name} ran outside a forward of the encoder: expected a call of the model itself "
-            "with images, not of one of its methods"
+            f"layer {name} ran outside a forward of the encoder: expected a call of the model "
+            "itself with images, not of one of its methods"
         )
     tensor = first_tensor(output)
     if tensor is None or not is_activation(tensor, batch):

@@ -20,7 +20,7 @@ def torchvision_model(
     """`torchvision/NAME`: any of torchvision's classification models.
 
     Only the models with a position embedding are told the image size; the others keep their
-    ImageNet stem. For images that are not RGB the first convolution is replaced.
+    ImageNet stem. For images that are not RGB the weights of the first convolution are adapted.
 
     Raises:
         UserError: no such model, or torchvision refuses the arguments.
@@ -45,7 +45,7 @@ def torchvision_model(
         lambda **kwargs: models.get_model(name, **kwargs), f"torchvision/{name}", arguments
     )
     if channels != 3:
-        _replace_first_convolution(model, channels)
+        _adapt_first_convolution(model, channels)
     return model
 
 
@@ -131,8 +131,9 @@ def check_images(
         UserError: it fails on an image of this size, or gives no (batch, classes) logits.
     """
     modes = {module: module.training for module in model.modules()}
-    parameter = next(model.parameters(), torch.empty(0))
-    image = parameter.new_zeros(1, channels, image_size, image_size)
+    like = next(model.parameters(), torch.empty(0))
+    size = (1, channels, image_size, image_size)
+    image = torch.zeros(size, dtype=like.dtype, device=like.device)
     shown = f"{channels}×{image_size}×{image_size}"
     try:
         model.eval()
@@ -170,29 +171,16 @@ def _accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str,
     return {name: value for name, value in offered.items() if name in named}
 
 
-def _replace_first_convolution(model: nn.Module, channels: int) -> None:
+def _adapt_first_convolution(model: nn.Module, channels: int) -> None:
     """Let the stem take `channels` image channels instead of three.
 
-    Each new input channel gets the mean over RGB times 3 / channels, so that a grey image gives
-    what it gave as RGB, and the scale of the initialisation (or of pretrained weights) stays.
+    Each gets the sum of the weights over RGB divided by `channels`: a grey image gives what it
+    gave as RGB, and the scale of the initialisation (or of pretrained weights) stays.
     """
-    name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        kernel_size=old.kernel_size,  # type: ignore[arg-type]
-        stride=old.stride,  # type: ignore[arg-type]
-        padding=old.padding,  # type: ignore[arg-type]
-        dilation=old.dilation,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-        padding_mode=old.padding_mode,
-    )
-    with torch.no_grad():
-        new.weight.copy_(old.weight.sum(1, keepdim=True) / channels)
-        if new.bias is not None and old.bias is not None:
-            new.bias.copy_(old.bias)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)
+    stem = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    weight = stem.weight.detach().sum(1, keepdim=True) / channels
+    stem.weight = nn.Parameter(weight.repeat(1, channels, 1, 1))
+    stem.in_channels = channels
 
 
 def _one_line(error: Exception) -> str:

@@ -54,5 +54,6 @@ def save_figure(fig: Figure, path: str | Path) -> Path:
             "give --out a file in a folder that is there and can be written"
         ) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
     return path

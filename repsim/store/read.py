@@ -123,7 +123,8 @@ class Store:
 
     def kind(self, condition: str) -> str:
         """ "clean", "control" or "attack"."""
-        return self._kinds[self.resolve(condition)]
+        kind: str = self._kinds[self.resolve(condition)]
+        return kind
 
     def attack(self, condition: str) -> dict[str, Any] | None:
         """What made the inputs of a condition; None for clean."""

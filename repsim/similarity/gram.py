@@ -1,0 +1,180 @@
+"""The sums of all pairs from tiles of Gram matrices: no loop over pairs, no n × n matrix.
+
+For a pair of tiles, the Gram tiles of all R representations are the rows of a matrix V, and V Vᵀ
+holds the part of every Σ k_ij·l_ij that comes from it. Each Gram tile is computed once; the
+symmetry of K saves nearly half of the products. V is float32; V Vᵀ is taken block by block, a pair
+of jackknife groups each (some 10,000 products long), and added up in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from repsim.similarity.centred import CentredTiles
+from repsim.similarity.kernels import Fitted, Kernel
+from repsim.similarity.representation import Representation
+from repsim.similarity.sums import Sums
+from repsim.similarity.tiles import Plan
+
+LEAF = 128  # rows of a square on the diagonal of which both halves are computed
+
+Progress = Callable[[int, int], None]
+
+
+def gram_sums(
+    representations: list[Representation],
+    plan: Plan,
+    kernel: Kernel,
+    *,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Sums:
+    """See `Sums`; cost n²/2·(Σ features + R²) multiplications and additions.
+
+    Args:
+        representations: R of the same samples.
+        plan: the cut of the samples.
+        kernel: linear or RBF.
+        device: where the products are made.
+        progress: called with the Gram tiles that are done and their number.
+    """
+    count, groups, block = len(representations), plan.groups, plan.block
+    sources = [
+        CentredTiles(representation, plan, keep=position in plan.keep, device=device)
+        for position, representation in enumerate(representations)
+    ]
+    fitted: list[Fitted] = []
+    float64 = {"dtype": torch.float64, "device": device}
+    products = torch.zeros(count, count, **float64)
+    touched = torch.zeros(groups, count, count, **float64)
+    rows = torch.zeros(len(plan.tiles), groups, groups, count, block, **float64)
+    diagonal = torch.zeros(count, len(plan.tiles), groups * block, **float64)
+    gram = torch.empty(groups * block, groups * block, device=device)
+    blocks = groups * groups if len(plan.tiles) > 1 else groups * (groups + 1) // 2
+    stack = torch.empty(blocks, count, block, block, device=device)  # V
+
+    with torch.inference_mode(), full_float32():
+        for step, (a, b) in enumerate(plan.pairs):
+            pairs = [(g, h) for g in range(groups) for h in range(g if a == b else 0, groups)]
+            for position, source in enumerate(sources):
+                source.prepare()
+                if step == 0:
+                    fitted.append(kernel.fit(source))
+                    if _reason(source, fitted[position]) == "":
+                        diagonal[position] = fitted[position].diagonal
+                if _reason(source, fitted[position]):
+                    stack[: len(pairs), position] = 0
+                else:
+                    left = source.tile(a)
+                    right = left if a == b else source.tile(b)
+                    _products(left, right, gram, block)
+                    fitted[position].apply_(gram, a, b)
+                    if a == b:
+                        gram.fill_diagonal_(0)
+                    gram[torch.from_numpy(plan.padded[a]), :] = 0
+                    gram[:, torch.from_numpy(plan.padded[b])] = 0
+                    _scatter(gram, stack[:, position], block, upper=a == b)
+                    del left, right
+                source.release()
+                if progress:
+                    progress(step * count + position + 1, len(plan.pairs) * count)
+            _add(stack[: len(pairs)], pairs, a, b, products, touched, rows)
+
+    real = ~np.stack(plan.padded)
+    place = np.stack([start + order for (start, _), order in zip(plan.tiles, plan.order, strict=True)])
+    back = np.argsort(place[real])
+    return Sums(
+        products=products.cpu().numpy(),
+        touched=touched.cpu().numpy(),
+        rows=rows.permute(2, 0, 1, 4, 3).reshape(groups, -1, count).cpu().numpy()[
+            :, np.flatnonzero(real)[back]
+        ],
+        diagonal=diagonal.reshape(count, -1).T.cpu().numpy()[np.flatnonzero(real)[back]],
+        group_of=plan.group_of,
+        scale=np.array([one.scale for one in fitted]),
+        form="gram",
+        reasons=[_reason(s, f) for s, f in zip(sources, fitted, strict=True)],
+    )
+
+
+def _reason(source: CentredTiles, fitted: Fitted) -> str:
+    return "constant activations" if source.constant else fitted.degenerate
+
+
+def _products(left: Tensor, right: Tensor, out: Tensor, block: int) -> None:
+    """Inner products of the rows of two tiles; of a tile with itself only the upper blocks."""
+    if left is right:
+        _upper(left, out, block)
+    else:
+        torch.mm(left, right.T, out=out)
+
+
+def _upper(rows: Tensor, out: Tensor, block: int) -> None:
+    """By halves: large rectangular products, which run at full speed."""
+    if len(rows) <= max(block, LEAF):
+        torch.mm(rows, rows.T, out=out)
+        return
+    half = len(rows) // block // 2 * block
+    _upper(rows[:half], out[:half, :half], block)
+    torch.mm(rows[:half], rows[half:].T, out=out[:half, half:])
+    _upper(rows[half:], out[half:, half:], block)
+
+
+def _scatter(gram: Tensor, out: Tensor, block: int, *, upper: bool) -> None:
+    """Cut a Gram tile into its blocks, (blocks, block, block), in the order of the pairs."""
+    groups = len(gram) // block
+    done = 0
+    for group in range(groups):
+        stripe = gram[group * block : (group + 1) * block, group * block if upper else 0 :]
+        width = stripe.shape[1] // block
+        out[done : done + width] = stripe.unflatten(1, (width, block)).transpose(0, 1)
+        done += width
+
+
+def _add(
+    stack: Tensor,
+    pairs: list[tuple[int, int]],
+    a: int,
+    b: int,
+    products: Tensor,
+    touched: Tensor,
+    rows: Tensor,
+) -> None:
+    """Add the part of V Vᵀ and of the row sums that comes from tiles a and b.
+
+    Args:
+        stack: (blocks, R, block, block) the Gram tiles.
+        pairs: the groups of the rows and of the columns of each block.
+        a: tile of the rows.
+        b: tile of the columns.
+        products: (R, R) added to in place.
+        touched: (G, R, R) added to in place.
+        rows: (tiles, G, G, R, block) added to in place.
+    """
+    first, second = torch.tensor(pairs, device=stack.device).T
+    mirrored = (first != second) | (a != b)  # stands for its transpose too
+    flat = stack.flatten(2)
+    part = torch.bmm(flat, flat.transpose(1, 2)).double()
+    part[mirrored] *= 2
+    products += part.sum(0)
+    touched.index_add_(0, first, part)
+    other = first != second
+    touched.index_add_(0, second[other], part[other])
+    rows[a][first, second] += stack.sum(3)
+    rows[b][second[mirrored], first[mirrored]] += stack.sum(2)[mirrored]
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No reduced precision in float32 products, whatever the caller's setting."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
