@@ -13,6 +13,8 @@ from repsim.errors import UserError
 from repsim.keyed import keyed_uniform
 
 AUGMENTATIONS = ("none", "crop", "crop-flip")
+# Keeps these draws apart from the attack's, which in training have the same seed and keys.
+_STREAM = 1 << 33
 _BY_DATA = {"digits": "none", "mnist": "crop", "fashion-mnist": "crop-flip", "svhn": "crop"}
 
 
@@ -42,7 +44,7 @@ def augment(images: Tensor, kind: str, *, keys: Tensor, seed: int) -> Tensor:
         return images
     batch, _, height, width = images.shape
     pad = max(1, height // 8)
-    draws = keyed_uniform(keys, (3,), seed=seed)
+    draws = keyed_uniform(keys, (3,), seed=seed, stream=_STREAM)
     offset = (draws[:, :2] * (2 * pad + 1)).long()
     rows = offset[:, :1] + torch.arange(height, device=images.device)  # (batch, h)
     columns = offset[:, 1:] + torch.arange(width, device=images.device)  # (batch, w)

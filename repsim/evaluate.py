@@ -15,7 +15,7 @@ from torch import Tensor
 
 from repsim.attacks import AttackSpec, perturbation_norm, run_attack
 from repsim.checkpoint import LoadedModel
-from repsim.data import ImageData, batches, to_float
+from repsim.data import ImageData, batches
 from repsim.errors import UserError
 from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
@@ -86,7 +86,7 @@ class Evaluation:
             "attacks": [a.to_json() for a in self.attacks],
             "clean_accuracy": float(right.mean()),
             "clean_accuracy_ci": accuracy_interval(int(right.sum()), len(right)),
-            "robust_accuracy": {name: float(1 - v.mean()) for name, v in lost.items()},
+            "robust_accuracy": {name: float((~v).mean()) for name, v in lost.items()},
             "robust_accuracy_ci": {
                 name: accuracy_interval(int((~v).sum()), len(v)) for name, v in lost.items()
             },
@@ -170,11 +170,11 @@ def evaluate(
         prediction, norm = clean.clone(), torch.zeros(len(data))
         lost = clean != data.labels
         with progress.task(spec.condition, len(rest), unit="img") as task:
-            for start in range(0, len(rest), batch_size):
-                rows = slice(start, start + batch_size)
-                found = _attack_batch(model, rest, rows, spec, runtime, seed, verdict)
-                prediction[right[rows]], norm[right[rows]], lost[right[rows]] = found
-                task.advance(len(right[rows]))
+            for i, batch in enumerate(batches(rest, batch_size, runtime.device)):
+                rows = right[i * batch_size : (i + 1) * batch_size]
+                found = _attack_batch(loaded, spec, *batch, runtime, seed, verdict)
+                prediction[rows], norm[rows], lost[rows] = found
+                task.advance(len(rows))
         result.predictions[spec.condition] = prediction.numpy()
         result.norms[spec.condition] = norm.numpy()
         result.lost[spec.condition] = lost.numpy()
@@ -183,25 +183,27 @@ def evaluate(
 
 
 def _attack_batch(
-    model: torch.nn.Module,
-    data: ImageData,
-    rows: slice,
+    loaded: LoadedModel,
     spec: AttackSpec,
+    images: Tensor,
+    labels: Tensor,
+    keys: Tensor,
     runtime: Runtime,
     seed: int,
     verdict: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction, perturbation norm and verdict of the images at `rows`."""
-    images = runtime.images(to_float(data.images[rows]))
-    labels, keys = data.labels[rows].to(runtime.device), data.keys[rows].to(runtime.device)
+    """Prediction, perturbation norm and verdict (batch,) of one batch of `batches`."""
+    images = runtime.images(images)
     record: dict[str, Tensor] = {}
     mode = "evaluate" if verdict == "any" else "last"
     with runtime.autocast():
         attacked = run_attack(
-            spec, model, images, labels, ids=keys, seed=seed, mode=mode, record=record
+            spec, loaded.model, images, labels, ids=keys, seed=seed, mode=mode, record=record
         )
         with torch.no_grad():
-            prediction = model(attacked).argmax(1)
+            logits = loaded.model(attacked)
+    check_logits(logits, len(labels), logits.shape[-1], f"{loaded.name} under {spec.condition}")
+    prediction = logits.argmax(1)
     lost = prediction != labels
     if verdict == "any" and "first_success" in record:
         lost |= record["first_success"] >= 0

@@ -40,11 +40,11 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"--out {path}: expected an existing folder; there is no {folder}")
+        raise UserError(f"{path}: expected an existing folder to write to; there is no {folder}")
     if path.is_dir():
-        raise UserError(f"--out {path}: expected a file's name; this is a folder")
+        raise UserError(f"{path}: expected the name of a file to write; this is a folder")
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--out {path}: the folder {folder} cannot be written")
+        raise UserError(f"{path}: the folder {folder} cannot be written; give another")
 
 
 def sha256_of(path: str | Path) -> str:

@@ -36,7 +36,7 @@ Progress = Silent
 
 
 class Lines(Silent):
-    """Plain lines: at most one every `every` seconds, and a last one."""
+    """Plain lines: at most one every `every` seconds, and a last one for work that took longer."""
 
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
         self.stream = stream or sys.stderr
@@ -54,13 +54,16 @@ class Lines(Silent):
             now = time.monotonic()
             if now - last >= self.every and count < total:
                 last = now
-                rate = (count - done) / (now - began)
+                rate = (count - done) / max(now - began, 1e-9)
                 self.say(
                     f"{what}: {count}/{total} {unit}, {rate:.3g} {unit}/s, "
                     f"{_clock((total - count) / rate)} left"
                 )
 
         yield Task(advance)
+        seconds = time.monotonic() - began
+        if seconds >= self.every:
+            self.say(f"{what}: {count}/{total} {unit} in {_clock(seconds)}")
 
     def row(self, row: dict[str, Any]) -> None:
         """`key value` pairs on one line."""

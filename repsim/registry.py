@@ -46,7 +46,8 @@ def load_object(spec: str, *, kind: str) -> Any:
                 raise UserError(f"--{kind} {spec}: there is no file {where}")
             name = f"repsim_plugin_{path.stem}"
             module_spec = importlib.util.spec_from_file_location(name, path)
-            assert module_spec is not None and module_spec.loader is not None
+            assert module_spec is not None
+            assert module_spec.loader is not None
             module = importlib.util.module_from_spec(module_spec)
             sys.modules[name] = module  # dataclasses and pickling look the module up by name
             module_spec.loader.exec_module(module)
@@ -55,8 +56,9 @@ def load_object(spec: str, *, kind: str) -> Any:
     except UserError:
         raise
     except Exception as error:
+        hint = "" if where.endswith(".py") else "; a file is given as path/to/file.py:object"
         raise UserError(
-            f"--{kind} {spec}: importing {where} failed with {type(error).__name__}: {error}"
+            f"--{kind} {spec}: importing {where} failed with {type(error).__name__}: {error}{hint}"
         ) from error
     found = module
     for part in attribute.split("."):

@@ -52,12 +52,17 @@ class Runtime:
         """
         if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
             raise UserError(f"--device expects auto, cpu or cuda; got {device!r}")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {device}: this torch sees no GPU; try --device cpu")
+        if device.startswith("cuda"):
+            there = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+            if not torch.cuda.is_available():
+                raise UserError(f"--device {device}: this torch sees no GPU; try --device cpu")
+            if device not in there:
+                raise UserError(f"--device expects one of {', '.join(there)}; got {device!r}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if precision not in PRECISIONS:
-            raise UserError(f"--precision expects one of {', '.join(PRECISIONS)}; got {precision!r}")
+            known = ", ".join(PRECISIONS)
+            raise UserError(f"--precision expects one of {known}; got {precision!r}")
         if precision == "auto":
             precision = "bf16" if training and device.startswith("cuda") else "float32"
         if channels_last is None:
@@ -76,6 +81,6 @@ class Runtime:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context for forwards and backwards in the chosen precision."""
-        return torch.autocast(  # type: ignore[return-value]
+        return torch.autocast(
             self.device.partition(":")[0], dtype=torch.bfloat16, enabled=self.precision == "bf16"
         )

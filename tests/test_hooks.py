@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import timm
@@ -58,9 +59,7 @@ class ResidualNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1)
         self.relu = nn.ReLU(inplace=inplace)
-        stages = [
-            nn.Sequential(Residual(a, b, inplace)) for a, b in zip(widths, widths[1:], strict=False)
-        ]
+        stages = [nn.Sequential(Residual(a, b, inplace)) for a, b in pairwise(widths)]
         self.stages = nn.Sequential(*stages)
         self.unused = nn.Linear(2, 2)
         self.fc = nn.Linear(widths[-1], 10)
@@ -351,7 +350,7 @@ def test_state_is_restored_when_something_raises(use: str) -> None:
     def failing(name: str, output: Tensor) -> Tensor:
         raise ZeroDivisionError
 
-    with pytest.raises((RuntimeError, ZeroDivisionError)):
+    def run() -> None:
         if use == "trace":
             trace(model, X)
         elif use == "select":
@@ -361,6 +360,9 @@ def test_state_is_restored_when_something_raises(use: str) -> None:
                 if use == "body":
                     raise ZeroDivisionError
                 model(X)
+
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        run()
     assert same_state(before, state(model))
 
 
@@ -422,13 +424,21 @@ def test_wrappers_inside_the_encoder_leave_no_trace_in_the_names() -> None:
 
 def test_a_model_that_was_compiled_before_is_captured() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-    compiled = torch.compile(model, backend="eager")
+    compilations = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        compilations.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
     with torch.no_grad():
         compiled(X)  # compiles code that knows of no hooks
+        assert len(compilations) == 1
         with capture(compiled, ["2"]) as found:
             compiled(X)
         assert torch.equal(found["2"], model[:3](X))
         compiled(X)
+        assert len(compilations) == 1
 
 
 def test_data_parallel_replicas_are_refused() -> None:
@@ -534,6 +544,11 @@ def test_the_fast_path_of_transformer_layers_hides_nothing() -> None:
         found = captured(model, [name, "head"])
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found["head"], plain, rtol=1e-5, atol=1e-5)
+
+    # What is captured does not depend on what else is.
+    x = torch.randn(64, 3, 8, 8)
+    alone, together = captured(model, ["head"], x), captured(model, [*every, "head"], x)
+    assert torch.equal(alone["head"], together["head"])
 
 
 def test_tokens_before_the_batch_are_no_layers() -> None:
@@ -701,6 +716,19 @@ class Unit(nn.Module):
         return self.act(self.conv(x))
 
 
+class Adds(nn.Module):
+    """A block that adds its shortcut in place, into the memory of its last unit's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = nn.Sequential(Unit(4, 4), Unit(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.units(x)
+        out += x
+        return out
+
+
 class Double(nn.Module):
     """A block without shortcut, made of modules of one class."""
 
@@ -741,11 +769,17 @@ def net(*body: nn.Module, pool: bool = True) -> nn.Sequential:
     [
         # nested Sequentials, a downsampling first block, a functional pooling
         (ResidualNet(True), ["relu", "stages.0.0", "stages.1.0"]),
-        # stages are looked into
+        # stages are looked into; what enters the first block is the first downsampling's output
         (
             net(Stage(4, 4), Stage(4, 6)),
-            ["act", *(f"body.{i}.blocks.{j}" for i in (0, 1) for j in (0, 1)), "top.1"],
+            [
+                "body.0.downsample",
+                *(f"body.{i}.blocks.{j}" for i in (0, 1) for j in (0, 1)),
+                "top.1",
+            ],
         ),
+        # a block is none, though its output is in the memory of what its last unit gave
+        (net(Adds(), Adds()), ["act", "body.0", "body.1", "top.1"]),
         # a block made of units is one block
         (net(Double(), Double()), ["act", "body.0", "body.1", "top.1"]),
         # norms and poolings between blocks are no blocks, and one block of a kind is none

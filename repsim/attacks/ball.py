@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,10 +59,12 @@ def project(inputs: Tensor, clean: Tensor, eps: float, norm: str) -> Tensor:
 def steepest(gradient: Tensor, norm: str) -> Tensor:
     """The direction of norm 1 along which the loss grows fastest; (batch, ...).
 
-    linf: the sign. l2: the gradient over its own norm; an image whose gradient is 0 stays.
+    linf: the sign. l2: the gradient over its own norm; an image whose gradient is 0 stays. NaN
+    stays NaN, so that an attack notices a broken gradient at its end.
     """
     if norm == "linf":
-        return gradient.sign()
+        # torch's sign of NaN is 0: the image would stay, and count as robust.
+        return torch.where(gradient.isnan(), gradient, gradient.sign())
     # Scaled by the largest entry first: the square of a gradient of 1e-30 underflows to 0.
     largest = per_image(gradient.flatten(1).abs().amax(1), gradient)
     scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -83,6 +87,6 @@ def random_start(
     direction = keyed_normal(ids, shape, seed=seed, stream=2 * restart)
     direction = direction / per_image(direction.flatten(1).norm(dim=1), direction)
     radius = keyed_uniform(ids, (1,), seed=seed, stream=2 * restart + 1)[:, 0]
-    radius = radius ** (1.0 / clean[0].numel())
+    radius = radius ** (1.0 / math.prod(shape))
     delta = eps * per_image(radius, direction) * direction
     return project(clean + delta.to(clean.dtype), clean, eps, norm)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repsim.attacks.ball import check_ball, project, steepest
-from repsim.attacks.gradient import check_inputs, frozen, loss_and_gradient
+from repsim.attacks.gradient import (
+    check_finite,
+    check_inputs,
+    frozen,
+    loss_and_gradient,
+    loss_and_logits,
+)
 
 
 def fgsm(
@@ -39,22 +42,18 @@ def fgsm(
         The attacked images, like inputs.
 
     Raises:
-        UserError: images outside [0, 1]; an eps or norm that cannot be meant.
+        UserError: images outside [0, 1]; an eps or norm that cannot be meant; with a record, a
+            loss or gradient that is not finite.
     """
     check_ball(eps, norm)
     check_inputs(inputs, labels)
+    inputs = inputs.detach()
     with frozen(model, train_mode=train_mode):
         _, gradient, _ = loss_and_gradient(model, inputs, labels)
-        attacked = project(inputs + eps * steepest(gradient, norm), inputs, eps, norm).detach()
+        attacked = project(inputs + eps * steepest(gradient, norm), inputs, eps, norm)
         if record is not None:
-            record.update(_at(model, attacked, labels))
+            loss, logits = loss_and_logits(model, attacked, labels)
+            check_finite(loss)
+            fooled = logits.argmax(1) != labels
+            record.update(loss=loss, first_success=fooled.long() * 2 - 1)
     return attacked
-
-
-def _at(model: nn.Module, attacked: Tensor, labels: Tensor) -> dict[str, Any]:
-    logits = model(attacked).detach()
-    fooled = logits.argmax(1) != labels
-    return {
-        "loss": F.cross_entropy(logits.float(), labels, reduction="none"),
-        "first_success": fooled.long() * 2 - 1,
-    }

@@ -48,17 +48,24 @@ def loss_and_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple
     return loss.detach(), gradient, logits.detach()
 
 
+def loss_and_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each image (batch,) and the logits, where no gradient is needed."""
+    with torch.no_grad():
+        logits = model(inputs)
+        return F.cross_entropy(logits.float(), labels, reduction="none"), logits
+
+
 def check_inputs(inputs: Tensor, labels: Tensor) -> None:
     """Refuse what an attack in pixel units cannot mean.
 
     Raises:
-        UserError: images outside [0, 1] (normalised ones are the commonest mistake), NaN, or
-            another number of labels than images.
+        UserError: images that are not float, are outside [0, 1] (normalised ones are the
+            commonest mistake) or hold NaN; another number of labels than images.
     """
+    if not inputs.is_floating_point():
+        raise UserError(f"images expect float pixels in [0, 1]; got {inputs.dtype}; divide by 255")
     if len(inputs) != len(labels):
-        raise UserError(
-            f"labels expects one an image; got {len(labels)} for {len(inputs)} images"
-        )
+        raise UserError(f"labels expects one an image; got {len(labels)} for {len(inputs)} images")
     if len(inputs) == 0:
         return
     low, high = inputs.aminmax()
@@ -67,6 +74,19 @@ def check_inputs(inputs: Tensor, labels: Tensor) -> None:
         raise UserError(
             f"images expect pixels in [0, 1]; got [{bounds[0]:.3g}, {bounds[1]:.3g}]; pass pixels "
             "and let the model normalise inside (repsim.models.Normalized)"
+        )
+
+
+def check_finite(loss: Tensor) -> None:
+    """Refuse losses (batch,) that are not finite: such an attack has not attacked anything.
+
+    Raises:
+        UserError: NaN or inf among them.
+    """
+    if not bool(torch.isfinite(loss).all()):
+        raise UserError(
+            "the attack expects a finite loss and gradient; the model gave NaN or inf; try "
+            "--precision float32, or look for sqrt, log or a division at 0 in the model"
         )
 
 

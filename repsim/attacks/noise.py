@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from repsim.attacks.ball import check_ball
@@ -44,8 +46,7 @@ def noise(
     """
     check_ball(eps, norm)
     check_inputs(inputs, labels)
-    sign = keyed_sign(
-        default_ids(inputs, ids), tuple(inputs.shape[1:]), seed=seed, stream=_STREAM
-    ).to(inputs.dtype)
-    size = eps if norm == "linf" else eps / inputs[0].numel() ** 0.5
-    return (inputs + size * sign).clamp_(0, 1)
+    shape = tuple(inputs.shape[1:])
+    sign = keyed_sign(default_ids(inputs, ids), shape, seed=seed, stream=_STREAM)
+    size = eps if norm == "linf" else eps / math.prod(shape) ** 0.5
+    return (inputs.detach() + size * sign.to(inputs.dtype)).clamp_(0, 1)

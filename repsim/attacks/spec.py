@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repsim.attacks.ball import check_ball
+from repsim.attacks.ball import NORMS, check_ball
 from repsim.attacks.fgsm import fgsm
 from repsim.attacks.gradient import check_inputs, frozen
 from repsim.attacks.noise import noise
-from repsim.attacks.pgd import pgd
+from repsim.attacks.pgd import check_settings, pgd
 from repsim.errors import UserError
 from repsim.registry import near, resolve
 
@@ -23,6 +24,12 @@ Attack = Callable[..., Tensor]
 
 ATTACKS: dict[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "noise": noise}
 CONTROLS = ("noise",)
+# What else would be found too late, when the attack runs.
+_CHECKS: dict[str, Callable[..., None]] = {"pgd": check_settings}
+# These mean something else where conditions are named.
+_RESERVED = ("clean", "adv", "worst")
+_PLAIN = (bool, int, float, str, type(None))
+_ANY = inspect.Parameter.empty  # a setting without a default: of any type
 # What the caller of an attack decides, not the one who names it.
 _CALLERS = ("model", "inputs", "labels", "seed", "ids", "mode", "record", "train_mode")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -35,7 +42,8 @@ class AttackSpec:
     Attributes:
         name: entry of `ATTACKS`, or the user's `module:object`.
         condition: name of its rows in a store and of its column in a table (`as=`).
-        params: settings given to the function; eps is always among them if it takes one.
+        params: every setting of the function, given or by default, so that two spellings of
+            one attack are equal and a record of it outlives a change of defaults.
         function: (model, inputs, labels, *, eps, ...) -> attacked inputs.
         is_control: True for noise, which has the size of an attack but no direction.
     """
@@ -53,8 +61,13 @@ class AttackSpec:
 
     @property
     def text(self) -> str:
-        """As it could be typed after `--attack`."""
-        settings = [f"{key}={_show(value)}" for key, value in self.params.items()]
+        """As it could be typed after `--attack`: eps and what differs from the defaults."""
+        defaults, _ = _settings_of(self.function, self.name)
+        settings = [
+            f"{key}={_show(value)}"
+            for key, value in self.params.items()
+            if key == "eps" or key not in defaults or value != defaults[key]
+        ]
         given = [] if self.condition == self.name else [f"as={self.condition}"]
         return ",".join([self.name, *settings, *given])
 
@@ -69,12 +82,14 @@ class AttackSpec:
 
 
 def _show(value: Any) -> str:
-    """A number as people write it: 0.15 and 1, but 8/255; exact when read back."""
-    if isinstance(value, float) and float(f"{value:.4g}") == value:
-        return f"{value:.4g}"
-    if isinstance(value, float) and round(value * 255) / 255 == value:
-        return f"{round(value * 255)}/255"
-    return str(value)
+    """The shortest text that `parse_number` reads back as the same value."""
+    if not isinstance(value, float):
+        return str(value)
+    over = round(value * 255)
+    short = f"{value:g}"
+    if float(short) == value:
+        return short
+    return f"{over}/255" if over / 255 == value else repr(value)
 
 
 def parse_number(text: str, *, what: str, eps: float | None = None) -> float:
@@ -90,19 +105,18 @@ def parse_number(text: str, *, what: str, eps: float | None = None) -> float:
     parts = value.split("/")
     if len(parts) <= 2 and all(_NUMBER.fullmatch(part.strip()) for part in parts):
         bottom = float(parts[1]) if len(parts) == 2 else 1.0
-        if bottom != 0:
-            return float(parts[0]) / bottom * scale
+        if bottom != 0 and math.isfinite(number := float(parts[0]) / bottom * scale):
+            return number
     raise UserError(f"{what} expects a number such as 8/255 or 0.03; got {text!r}")
 
 
-def parse_attack(
-    text: str, *, eps: float, defaults: Mapping[str, str] | None = None
-) -> AttackSpec:
+def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = None) -> AttackSpec:
     """`NAME` or `NAME,key=value,...`; `as=` names the condition.
 
     Args:
         text: for example `pgd` or `pgd,norm=l2,eps=0.5,as=pgd-l2`.
-        eps: the data set's linf eps, used unless the text gives one.
+        eps: the data set's linf eps, used unless the text gives one. (A plug-in whose own
+            default is another norm keeps its own default eps.)
         defaults: settings as text, from options such as `--steps`; used by the attacks that
             take them unless `text` gives them.
 
@@ -111,51 +125,83 @@ def parse_attack(
     """
     name, *settings = [part.strip() for part in text.split(",")]
     function = resolve(name, ATTACKS, kind="attack")
-    known, open_ended = _settings_of(function)
-    given: dict[str, str] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not value:
-            raise UserError(f"--attack {text}: expected key=value after the name; got {setting!r}")
-        if key != "as" and key not in known and not open_ended:
-            takes = ", ".join(sorted(known))
-            raise UserError(
-                f"--attack {name} takes {takes}; got {key!r}; near: {near(key, known)}"
-            )
-        given[key] = value
-    condition = given.pop("as", name.rpartition(":")[2])
-    if condition in ("clean", "adv") or not re.fullmatch(r"[\w.@+-]+", condition):
-        raise UserError(
-            f"as= expects a name of letters, digits and -_.+ other than clean and adv; got "
-            f"{condition!r}"
-        )
+    known, open_ended = _settings_of(function, name)
+    given = _read_settings(name, settings, None if open_ended else known)
+    condition = _condition(given.pop("as", name.rpartition(":")[2]), name in CONTROLS)
+
     taken = {k: v for k, v in (defaults or {}).items() if k in known or open_ended}
-    if given.get("norm", "linf") != taken.get("norm", "linf"):
+    own_norm = known["norm"] if isinstance(known.get("norm"), str) else "linf"
+    norm = given.get("norm", taken.get("norm", own_norm))
+    if norm != taken.get("norm", own_norm):
         taken.pop("eps", None)  # an eps of one norm means nothing in another
     given = {**taken, **given}
-    params: dict[str, Any] = {}
-    norm = given.get("norm", "linf")
+
+    params: dict[str, Any] = {k: v for k, v in known.items() if isinstance(v, _PLAIN)}
     if "eps" in known or open_ended:
-        if "eps" in given:
-            params["eps"] = parse_number(given.pop("eps"), what="eps")
-        else:
-            if norm != "linf":
-                raise UserError(
-                    f"--attack {text}: norm {norm} expects an eps of its own; try "
-                    f"{name},norm={norm},eps=0.5"
-                )
+        asked = given.pop("eps", None)
+        own_eps = norm == own_norm != "linf" and isinstance(known.get("eps"), float)
+        if asked is not None:
+            params["eps"] = parse_number(asked, what="eps")
+        elif not own_eps:
             params["eps"] = eps
-        check_ball(params["eps"], norm)
+        if name in ATTACKS or norm in NORMS:  # a plug-in may have norms of its own
+            check_ball(params["eps"], norm)
+        if asked is None and norm != "linf" and not own_eps:
+            raise UserError(
+                f"--attack {text}: norm {norm} expects an eps of its own; try "
+                f"{name},norm={norm},eps=0.5"
+            )
     for key, value in given.items():
-        params[key] = _convert(key, value, known.get(key), params.get("eps"))
-    # In one fixed order, so that two spellings of the same attack are equal.
+        params[key] = _convert(key, value, known.get(key, _ANY), params.get("eps"))
+    if lacking := [key for key, value in known.items() if value is _ANY and key not in params]:
+        raise UserError(
+            f"--attack {text}: {name} also expects {', '.join(lacking)}; add ,KEY=VALUE"
+        )
+    if name in _CHECKS:
+        _CHECKS[name](**params)
     ordered = {key: params[key] for key in sorted(params, key=lambda k: (k != "eps", k))}
     return AttackSpec(name, condition, ordered, function, name in CONTROLS)
 
 
-def _settings_of(function: Attack) -> tuple[dict[str, Any], bool]:
+def _read_settings(
+    name: str, settings: Sequence[str], known: Mapping[str, Any] | None
+) -> dict[str, str]:
+    """`key=value` each -> texts by key; any key where none are known."""
+    given: dict[str, str] = {}
+    for setting in settings:
+        key, _, value = (part.strip() for part in setting.partition("="))
+        if not key or not value:
+            raise UserError(f"--attack {name}: expected key=value after the name; got {setting!r}")
+        if key in given:
+            raise UserError(f"--attack {name}: expected {key} once; got it twice")
+        if key != "as" and known is not None and key not in known:
+            takes = ", ".join(sorted(known)) or "no settings"
+            raise UserError(f"--attack {name} takes {takes}; got {key!r}; near: {near(key, known)}")
+        given[key] = value
+    return given
+
+
+def _condition(text: str, is_control: bool) -> str:
+    reserved = _RESERVED if is_control else (*_RESERVED, *CONTROLS)
+    if text in reserved or not re.fullmatch(r"\w[\w.@+-]*", text):
+        raise UserError(
+            f"as= expects a name of letters, digits and _-.+@ other than {', '.join(reserved)}; "
+            f"got {text!r}"
+        )
+    return text
+
+
+def _settings_of(function: Attack, name: str) -> tuple[dict[str, Any], bool]:
     """The settings an attack takes with their defaults, and whether it takes any others."""
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        signature = inspect.signature(function)
+        signature.bind_partial(None, None, None)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--attack {name}: expected a function (model, inputs, labels, ...) -> attacked "
+            f"inputs; got {function!r}: {error}"
+        ) from error
+    parameters = list(signature.parameters.values())
     settings = {
         p.name: p.default
         for p in parameters[3:]
@@ -176,13 +222,19 @@ def _convert(key: str, text: str, default: Any, eps: float | None) -> Any:
         return int(text)
     if isinstance(default, float) or default is None:
         return parse_number(text, what=key, eps=eps)
-    return text
+    if isinstance(default, str):
+        return text
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    try:
+        return parse_number(text, what=key, eps=eps)
+    except UserError:
+        return text
 
 
 def noise_control(eps: float, norm: str = "linf") -> AttackSpec:
     """The control for an attack of this size: condition `noise`."""
-    params = {"eps": eps} if norm == "linf" else {"eps": eps, "norm": norm}
-    return AttackSpec("noise", "noise", params, noise, True)
+    return parse_attack(f"noise,norm={norm},eps={eps!r}", eps=eps)
 
 
 def run_attack(
@@ -197,7 +249,7 @@ def run_attack(
     train_mode: bool = False,
     record: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The attacked images (batch, c, h, w); the user's own attacks go through here as well.
+    """The attacked images (batch, c, h, w), detached; the user's own attacks go through here too.
 
     An attack is handed those of ids, seed, mode, train_mode and record that its signature has.
 
@@ -216,7 +268,6 @@ def run_attack(
         UserError: images outside [0, 1], or an attack that returns something else than images
             of the same shape in [0, 1].
     """
-    check_inputs(inputs, labels)
     takes = inspect.signature(spec.function).parameters
     offered = {
         "ids": ids,
@@ -226,11 +277,14 @@ def run_attack(
         "record": record,
     }
     handed = {key: value for key, value in offered.items() if key in takes}
-    with frozen(model, train_mode=train_mode):
-        attacked = spec.function(model, inputs, labels, **spec.params, **handed)
-    if spec.name not in ATTACKS:
-        _check_plugin(spec.name, attacked, inputs)
-    return attacked.detach()
+    if spec.name in ATTACKS:
+        return spec.function(model, inputs, labels, **spec.params, **handed)
+    check_inputs(inputs, labels)
+    # A copy: a user's attack may well work in place, and the caller still needs the clean images.
+    with frozen(model, train_mode=train_mode), torch.enable_grad():
+        attacked = spec.function(model, inputs.detach().clone(), labels, **spec.params, **handed)
+    _check_plugin(spec.name, attacked, inputs)
+    return attacked.detach().to(inputs)
 
 
 def _check_plugin(name: str, attacked: Any, inputs: Tensor) -> None:

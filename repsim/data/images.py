@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +44,8 @@ class ImageData:
     def ids(self) -> np.ndarray:
         """uint64 (samples,): a hash of each image's shape and bytes; equal images are equal."""
         shape = str(tuple(self.images.shape[1:])).encode()
-        array = self.images.contiguous().numpy()
-        digests = [hashlib.blake2b(row.tobytes(), digest_size=8, key=shape).digest() for row in array]
+        rows = self.images.flatten(1).contiguous().numpy()
+        digests = [hashlib.blake2b(row, digest_size=8, key=shape).digest() for row in rows]
         return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
     @cached_property
@@ -114,16 +115,20 @@ def to_float(images: Tensor) -> Tensor:
 
 def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of uint8 images, in units of [0, 1]."""
-    counts = torch.stack([torch.bincount(c.flatten().int(), minlength=256) for c in images.unbind(1)])
+    counts = torch.stack(
+        [torch.bincount(c.flatten().int(), minlength=256) for c in images.unbind(1)]
+    )
     values = torch.arange(256, dtype=torch.float64) / 255
     weights = counts.double() / counts.sum(1, keepdim=True)
     mean = weights @ values
     variance = weights @ values**2 - mean**2
-    std = variance.clamp_min(1e-4).sqrt()  # a channel of one value is left as it is
+    std = variance.clamp_min(1e-4).sqrt()  # a channel of one value must not divide by 0
     return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]
 
 
-def batches(data: ImageData, batch_size: int, device: str) -> Iterator[tuple[Tensor, ...]]:
+def batches(
+    data: ImageData, batch_size: int, device: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches in the order of the rows: float images, labels, keys; on the device."""
     for start in range(0, len(data), batch_size):
         part = slice(start, start + batch_size)
@@ -132,8 +137,8 @@ def batches(data: ImageData, batch_size: int, device: str) -> Iterator[tuple[Ten
 
 
 def as_image_data(
-    images: np.ndarray | Tensor,
-    labels: np.ndarray | Tensor | Sequence[int],
+    images: Any,
+    labels: Any,
     *,
     classes: Sequence[str] | None = None,
     name: str,
@@ -142,9 +147,9 @@ def as_image_data(
     """Check arrays and put them into the form that everything else expects.
 
     Args:
-        images: uint8, or float in [0, 1]; (samples, height, width),
+        images: array or tensor, uint8 or float in [0, 1]; (samples, height, width),
             (samples, height, width, 1|3) or (samples, 1|3, height, width).
-        labels: whole numbers (samples,), from 0.
+        labels: array, tensor or list of whole numbers (samples,), from 0.
         classes: names; the numbers as text by default.
         name: the data set's name.
         split: "train" or "test".
@@ -154,7 +159,7 @@ def as_image_data(
             range, fewer than two classes.
     """
     where = f"data {name}/{split}"
-    pixels = torch.as_tensor(images)
+    pixels = _as_tensor(images, f"{where}: images")
     if pixels.is_floating_point():
         low, high = (float(v) for v in pixels.aminmax()) if pixels.numel() else (0.0, 0.0)
         if not (low >= 0 and high <= 1):
@@ -176,19 +181,19 @@ def as_image_data(
             f"{where}: images expect shape (N, H, W), (N, H, W, 1|3) or (N, 1|3, H, W); got "
             f"{tuple(pixels.shape)}"
         )
-    y = torch.as_tensor(labels)
+    y = _as_tensor(labels, f"{where}: labels")
     if y.is_floating_point() or y.shape != (len(pixels),):
         raise UserError(
             f"{where}: labels expect one whole number an image ({len(pixels)}); got "
             f"{tuple(y.shape)} of {y.dtype}"
         )
-    y = y.to(torch.int64)
-    if classes is None:
-        classes = [str(i) for i in range(int(y.max()) + 1 if len(y) else 0)]
-    if len(classes) < 2:
-        raise UserError(f"{where}: expected at least 2 classes; got {len(classes)}")
     if len(y) == 0:
         raise UserError(f"{where}: expected images; got none")
+    y = y.to(torch.int64)
+    if classes is None:
+        classes = [str(i) for i in range(int(y.max()) + 1)]
+    if len(classes) < 2:
+        raise UserError(f"{where}: expected at least 2 classes; got {len(classes)}")
     if int(y.min()) < 0 or int(y.max()) >= len(classes):
         raise UserError(
             f"{where}: labels expect 0 to {len(classes) - 1}; got {int(y.min())} to {int(y.max())}"
@@ -196,3 +201,12 @@ def as_image_data(
     return ImageData(
         pixels.contiguous(), y, tuple(str(c) for c in classes), name, split, torch.arange(len(y))
     )
+
+
+def _as_tensor(values: Any, what: str) -> Tensor:
+    try:
+        if isinstance(values, np.ndarray):
+            values = np.ascontiguousarray(values)  # torch takes no negative strides
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{what} expect an array of numbers of one shape; {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from repsim.data.images import ImageData, as_image_data
 from repsim.data.sources import (
     KNOWN,
     Source,
+    class_folders,
     read_class_folders,
     read_digits,
     read_npz,
@@ -59,51 +61,79 @@ def load_data(
     """
     if split not in ("train", "test"):
         raise UserError(f"--split expects train or test; got {split!r}")
-    name, found = _read(source, split, root, download, image_size)
-    data = as_image_data(
-        found.images, found.labels, classes=found.classes or None, name=name, split=split
-    )
-    if image_size is not None and data.images.shape[-2:] != (image_size, image_size):
-        data = as_image_data(
-            _resize(data.images, image_size), data.labels,
-            classes=data.classes, name=name, split=split,
-        )  # fmt: skip
-    return data
-
-
-def _read(
-    source: str, split: str, root: str | Path | None, download: bool, image_size: int | None
-) -> tuple[str, Source]:
+    folder = _find_folder(source, split, root)
+    if folder is not None:
+        return _load_folder(folder, split, image_size)
     if ":" in source:
-        return _plugin(source, split)
-    if source == "digits":
-        return source, read_digits(split)
-    if os.sep in source or Path(source).is_dir():
-        folder = Path(source)
-        if not folder.is_dir():
-            raise UserError(f"--data expects a name or a folder; there is no folder {source}")
-        return _name_of(folder), _read_folder(folder, split, image_size)
+        name, found = source.rpartition(":")[2], _read_plugin(source, split)
+    else:
+        name, found = source, _read_known(source, split, _base(root), download)
+    return _resized(_checked(found, name, split), image_size)
 
-    base = Path(root or os.environ.get(ENVIRONMENT) or DEFAULT_ROOT)
-    folder = base / source
-    if _layout(folder, split):
-        return source, _read_folder(folder, split, image_size)
-    if source in KNOWN:
+
+def _base(root: str | Path | None) -> Path:
+    return Path(root or os.environ.get(ENVIRONMENT) or DEFAULT_ROOT)
+
+
+def _find_folder(source: str, split: str, root: str | Path | None) -> Path | None:
+    """The folder meant by `source`, if it means one: itself, or one of that name below the root."""
+    if source == "digits":
+        return None
+    here, below = Path(source), _base(root) / source
+    for folder in (here, below):
+        if folder.is_dir() and (_layout(folder, split) or source not in KNOWN):
+            return folder
+    if os.sep in source and ":" not in source:
+        raise UserError(f"--data expects a name or a folder; there is no folder {source}")
+    return None
+
+
+def _read_known(source: str, split: str, base: Path, download: bool) -> Source:
+    if source == "digits":
+        return read_digits(split)
+    if source not in KNOWN:
+        names = sorted(KNOWN)
+        raise UserError(
+            f"--data expects one of {', '.join(names)}, a folder, or the name of a folder in "
+            f"{base}; got {source!r}; near: {near(source, names)}; --data-root or {ENVIRONMENT} "
+            "name another place to look"
+        )
+    try:
+        if download:
+            base.mkdir(parents=True, exist_ok=True)
+        return read_torchvision(source, base, split, download=download)
+    except FileNotFoundError:
+        raise UserError(
+            f"--data {source}: expected {KNOWN[source].files} as torchvision has it in {base}, or "
+            f"{split}.npz or {split}/ in {base / source}; found none that is whole; try "
+            f"--download, or --data FOLDER, or --data-root or {ENVIRONMENT} with the folder that "
+            "holds it"
+        ) from None
+
+
+def _load_folder(folder: Path, split: str, image_size: int | None) -> ImageData:
+    name = folder.resolve().name
+    data = _checked(_read_folder(folder, split, image_size), name, split)
+    if name not in KNOWN:
+        data = replace(data, name=_known_name(folder, data) or name)
+    return _resized(data, image_size)
+
+
+def _known_name(folder: Path, data: ImageData) -> str | None:
+    """The well-known data set whose test images a folder holds."""
+    if len(data.classes) not in (10, 100) or data.images.shape[-1] > 96:
+        return None  # none of the known, which spares reading the test split
+    if data.split != "test":
         try:
-            if download:
-                base.mkdir(parents=True, exist_ok=True)
-            return source, read_torchvision(source, base, split, download=download)
-        except FileNotFoundError:
-            raise UserError(
-                f"--data {source}: expected torchvision's files in {base} or {split}.npz or "
-                f"{split}/ in {folder}; there are none; try --download, or --data FOLDER, or "
-                f"--data-root or {ENVIRONMENT} with the folder that holds them"
-            ) from None
-    names = sorted(KNOWN)
-    raise UserError(
-        f"--data expects one of {', '.join(names)}, a folder, or the name of a folder in {base}; "
-        f"got {source!r}; near: {near(source, names)}; --data-root or {ENVIRONMENT} name another "
-        "place to look"
+            data = _checked(_read_folder(folder, "test", data.images.shape[-1]), "", "test")
+        except UserError:
+            return None  # no such split, or one that is not asked for and need not be right
+    return FINGERPRINTS.get(data.fingerprint)
+
+
+def _checked(found: Source, name: str, split: str) -> ImageData:
+    return as_image_data(
+        found.images, found.labels, classes=found.classes or None, name=name, split=split
     )
 
 
@@ -118,6 +148,7 @@ def _read_folder(folder: Path, split: str, image_size: int | None) -> Source:
     if layout == "npz":
         return read_npz(folder / f"{split}.npz")
     if layout == "folders":
+        _check_same_classes(folder)
         return read_class_folders(folder / split, image_size=image_size)
     raise UserError(
         f"{folder}: expected {split}.npz or a folder {split}/ with a folder for each class; there "
@@ -125,46 +156,39 @@ def _read_folder(folder: Path, split: str, image_size: int | None) -> Source:
     )
 
 
-def _name_of(folder: Path) -> str:
-    """The folder's name, or the well-known data set whose test images it holds."""
-    name = folder.resolve().name
-    layout = _layout(folder, "test")
-    # Reading a folder of image files twice is dear: only where it can be one of the known.
-    if layout == "folders" and len(list((folder / "test").iterdir())) not in (10, 100):
-        return name
-    if name in KNOWN or layout is None:
-        return name
-    found = _read_folder(folder, "test", None)
-    test = as_image_data(
-        found.images, found.labels, classes=found.classes or None, name=name, split="test"
-    )
-    return FINGERPRINTS.get(test.fingerprint, name)
+def _check_same_classes(folder: Path) -> None:
+    """Labels are places in the sorted names: one class more in a split would shift them."""
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        train, test = class_folders(folder / "train"), class_folders(folder / "test")
+        if train != test:
+            odd = sorted(set(train) ^ set(test))
+            raise UserError(
+                f"{folder}: expected the same class folders in train/ and test/; only one of them "
+                f"has {', '.join(odd[:5])}"
+            )
 
 
-def _plugin(source: str, split: str) -> tuple[str, Source]:
+def _read_plugin(source: str, split: str) -> Source:
     function = load_object(source, kind="data")
-    if not callable(function):
-        raise UserError(f"--data {source}: expected a callable split -> (images, labels)")
+    wanted = f"--data {source}: expected a callable split -> (images, labels)"
     try:
         inspect.signature(function).bind(split)
-        found = function(split)
-    except TypeError as error:
-        raise UserError(
-            f"--data {source}: expected a callable split -> (images, labels); {error}"
-        ) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{wanted}; {error}") from error
+    found = function(split)
     if not isinstance(found, tuple) or len(found) not in (2, 3):
-        raise UserError(
-            f"--data {source}: expected (images, labels) or (images, labels, classes); got "
-            f"{type(found).__name__}"
-        )
+        raise UserError(f"{wanted} or (images, labels, classes); got {type(found).__name__}")
     classes = [str(c) for c in found[2]] if len(found) == 3 else []
-    return source.rpartition(":")[2], Source(found[0], found[1], classes)
+    return Source(found[0], found[1], classes)
 
 
-def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 (N, C, H, W) -> (N, C, size, size), antialiased bilinear, in parts for memory."""
+def _resized(data: ImageData, size: int | None) -> ImageData:
+    """Images brought to (size, size), antialiased bilinear, in parts for memory."""
+    if size is None or data.images.shape[-2:] == (size, size):
+        return data
     parts = [
         F.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
-        for part in images.split(1024)
+        for part in torch.split(data.images, 1024)
     ]
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+    images = torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+    return replace(data, images=images)

@@ -13,7 +13,7 @@ from repsim.errors import UserError
 
 
 class Source(NamedTuple):
-    """What a reader returns: images, labels and class names of one split."""
+    """What a reader returns: images, labels and class names (none: as many as labels)."""
 
     images: Any
     labels: Any
@@ -27,19 +27,21 @@ class Known:
     Attributes:
         eps: the attack's default linf size, in pixel units.
         reference: torchvision's class for it, if it has one.
+        files: what that class reads, below the root.
     """
 
     eps: float
     reference: str | None = None
+    files: str = ""
 
 
 KNOWN: dict[str, Known] = {
-    "cifar10": Known(8 / 255, "CIFAR10"),
-    "cifar100": Known(8 / 255, "CIFAR100"),
-    "svhn": Known(8 / 255, "SVHN"),
-    "stl10": Known(8 / 255, "STL10"),
-    "mnist": Known(0.3, "MNIST"),
-    "fashion-mnist": Known(0.3, "FashionMNIST"),
+    "cifar10": Known(8 / 255, "CIFAR10", "cifar-10-batches-py/"),
+    "cifar100": Known(8 / 255, "CIFAR100", "cifar-100-python/"),
+    "svhn": Known(8 / 255, "SVHN", "train_32x32.mat and test_32x32.mat"),
+    "stl10": Known(8 / 255, "STL10", "stl10_binary/"),
+    "mnist": Known(0.3, "MNIST", "MNIST/raw/"),
+    "fashion-mnist": Known(0.3, "FashionMNIST", "FashionMNIST/raw/"),
     "digits": Known(0.15),
 }
 DEFAULT_EPS = 8 / 255
@@ -82,19 +84,22 @@ def read_npz(path: Path) -> Source:
                     f"{path}: expected arrays images and labels; got {', '.join(file.files)}"
                 )
             images, labels = file["images"], file["labels"]
-            classes = [str(c) for c in file["classes"]] if "classes" in file.files else None
+            classes = [str(c) for c in file["classes"]] if "classes" in file.files else []
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"{path}: expected an .npz of plain arrays; reading it failed: {error}"
         ) from error
-    if classes is None:
-        classes = [str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0)]
     return Source(images, labels, classes)
 
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders of a split, sorted: the order of the labels."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def read_class_folders(folder: Path, *, image_size: int | None) -> Source:
@@ -106,12 +111,12 @@ def read_class_folders(folder: Path, *, image_size: int | None) -> Source:
             cropped); None takes them as they are.
 
     Raises:
-        UserError: fewer than two class folders, a class without images, an unreadable file, or
-            images of several sizes without an image_size.
+        UserError: fewer than two class folders, a class without images, an unreadable file, one
+            of more than 8 bits, or images of several sizes without an image_size.
     """
     from PIL import Image, ImageOps
 
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = class_folders(folder)
     if len(classes) < 2:
         raise UserError(
             f"{folder}: expected a folder for each of at least 2 classes; got {len(classes)}"
@@ -120,12 +125,14 @@ def read_class_folders(folder: Path, *, image_size: int | None) -> Source:
     labels: list[int] = []
     first: Path | None = None
     for label, name in enumerate(classes):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        files = sorted(p for p in (folder / name).rglob("[!.]*") if p.suffix.lower() in _SUFFIXES)
         if not files:
             raise UserError(f"{folder / name}: expected image files; got none")
         for path in files:
             try:
                 with Image.open(path) as opened:
+                    if opened.mode[0] in "IF":  # Pillow would cut them off at 255
+                        raise ValueError(f"expected 8 bits a channel; got mode {opened.mode}")
                     grey = opened.mode in ("1", "L")
                     image: Any = opened.convert("L" if grey else "RGB")
             except Exception as error:
@@ -152,8 +159,8 @@ def read_torchvision(name: str, root: Path, split: str, *, download: bool) -> So
     """One of `KNOWN` by torchvision's reader.
 
     Raises:
-        FileNotFoundError: the files are not below root.
-        UserError: downloading failed.
+        FileNotFoundError: the files are not below root, or damaged.
+        UserError: downloading failed, or the files cannot be read.
     """
     import torchvision.datasets as datasets
 
@@ -164,14 +171,15 @@ def read_torchvision(name: str, root: Path, split: str, *, download: bool) -> So
     which: dict[str, Any] = {"split": split} if by_split else {"train": split == "train"}
     try:
         found = reader(str(root), download=download, **which)
-    except RuntimeError as error:
-        if "not found" in str(error).lower() or "corrupted" in str(error).lower():
-            raise FileNotFoundError(str(error)) from error
-        raise UserError(f"--download of {name} failed: {error}") from error
-    except OSError as error:
+    except Exception as error:
         if download:
-            raise UserError(f"--download of {name} failed: {error}") from error
-        raise FileNotFoundError(str(error)) from error
+            raise UserError(f"--download of {name} to {root} failed: {error}") from error
+        if isinstance(error, OSError) or "not found" in str(error):  # how torchvision says it
+            raise FileNotFoundError(str(error)) from error
+        raise UserError(
+            f"--data {name}: torchvision cannot read {KNOWN[name].files} in {root}: {error}; "
+            "remove it and try --download"
+        ) from error
     labels = getattr(found, "targets", None)
     if labels is None:
         labels = found.labels

@@ -147,14 +147,15 @@ def _heatmaps(
 
 def _settle(fig: Figure, finish: Callable[[], None], *, resize: bool) -> None:
     """Lay out, word the labels for the sizes found, and cut the figure to what is drawn."""
-    fig.draw_without_rendering()
+    engine = fig.get_layout_engine()
+    assert engine is not None
     for _ in range(2):
+        engine.execute(fig)
         for ax in fig.axes:
             relabel(ax.xaxis)
             relabel(ax.yaxis)
         finish()
-        fig.draw_without_rendering()
+        engine.execute(fig)
         if resize:
             box = fig.get_tightbbox()
             fig.set_size_inches(fig.get_size_inches()[0], box.height + 2 * _PAD + 0.01)
-            fig.draw_without_rendering()

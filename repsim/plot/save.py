@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from repsim.errors import UserError
 
 PNG_DPI = 300
+VECTOR_DPI = 600  # of the images inside: seven dots for each of 150 layers in a small panel
 
 # Without dates and with fixed ids the same figure gives the same bytes.
 _METADATA: dict[str, dict[str, None]] = {
@@ -46,7 +47,8 @@ def save_figure(fig: Figure, path: str | Path) -> Path:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with mpl.rc_context(_SETTINGS):
-            fig.savefig(part, format=suffix[1:], dpi=PNG_DPI, metadata=_METADATA[suffix])
+            dpi = PNG_DPI if suffix == ".png" else VECTOR_DPI
+            fig.savefig(part, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix])
         part.replace(path)
     except OSError as error:
         raise UserError(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-TILE = 1000  # rows of a tile when the activations stay in memory: 50 × 50 blocks of R Gram tiles
-STREAMED_TILE = 2000  # and when they are read again for every pair of tiles: fewer reads
+TILE = 2000  # rows of a tile at most; activations that do not stay in memory are read n/TILE times
+KEPT_TILE = 1000  # where they stay, smaller Gram tiles cost nothing
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,27 @@ def plan_tiles(samples: int, features: Sequence[int], groups: int, memory: int) 
     count, widest = len(features), max(features)
     free = memory - 8 * count * samples * groups
 
-    def tiles_bytes(rows: int) -> int:
-        gram = 4 * rows * rows * (count + 2)
+    def needed(rows: int) -> int:
+        # Of a single tile only the upper blocks are needed, slightly more than half.
+        gram = count * (groups + 1) / (2 * groups) if rows >= samples else count
         # Two tiles of one representation, and a third while it is read and put in order.
-        return gram + 3 * 4 * rows * widest
+        return int(4 * rows * rows * (gram + 2)) + 3 * 4 * rows * widest
 
-    limit = min(samples, TILE)
     everything = 4 * samples * sum(features)
-    if samples > limit and tiles_bytes(limit) + everything > free:
-        limit = min(samples, STREAMED_TILE)
-    while tiles_bytes(limit) > free and limit > 2 * groups:
+    limit = min(samples, TILE)
+    if (samples > TILE or needed(samples) > free) and needed(KEPT_TILE) + everything <= free:
+        limit = min(limit, KEPT_TILE)
+    while needed(limit) > free and limit > 2 * groups:
         limit = max(2 * groups, int(limit * 0.8))
 
-    count_tiles = -(-samples // limit)
-    rows = -(-samples // count_tiles)
+    tiles_wanted = -(-samples // limit)
+    rows = -(-samples // tiles_wanted)
     rows = -(-rows // groups) * groups  # whole runs of the assignment: blocks of equal height
     tiles = [(start, min(start + rows, samples)) for start in range(0, samples, rows)]
 
     keep = set()
     if len(tiles) > 1:
-        left = free - tiles_bytes(rows)
+        left = free - needed(rows)
         for position in np.argsort(features, kind="stable"):
             left -= 4 * samples * features[position]
             if left < 0:

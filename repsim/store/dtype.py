@@ -28,24 +28,25 @@ def storage_dtype(features: Tensor) -> tuple[torch.dtype, str]:
     """
     if features.numel() == 0:
         return torch.float16, ""
-    largest = features.abs().amax()
-    variance, mean = torch.var_mean(features, dim=0, correction=0)
-    spread = variance.double().sum().sqrt()
-    offset = mean.double().square().sum().sqrt()
-    top, spread_, offset_ = torch.stack([largest.double(), spread, offset]).tolist()
+    low, high = features.aminmax()
+    mean = features.mean(0)
+    # As a norm of the centred values: many times as fast as torch.var_mean, and as exact.
+    spread_ = torch.linalg.vector_norm(features - mean) / len(features) ** 0.5
+    offset_ = torch.linalg.vector_norm(mean)
+    top, spread, offset = torch.stack([torch.maximum(-low, high), spread_, offset_]).tolist()
     if top == 0:
         return torch.float16, ""
     if top > _LARGEST:
         return torch.float32, f"|x| reaches {top:.3g}, near float16's largest number 65504"
-    if spread_ == 0 and len(features) == 1:
+    if spread == 0 and len(features) == 1:
         return torch.float32, "its first batch has one sample, so its spread is unknown"
-    if offset_ > _OFFSET * spread_:
-        ratio = f"{offset_ / spread_:.3g}" if spread_ else "infinite"
+    if offset > _OFFSET * spread:
+        ratio = f"{offset / spread:.3g}" if spread else "infinite"
         return (
             torch.float32,
             f"|mean|/std is {ratio}, over {_OFFSET:g}: float16 would round it away",
         )
-    typical = spread_ / features.shape[1] ** 0.5
+    typical = spread / features.shape[1] ** 0.5
     if typical < _SMALLEST:
         return torch.float32, f"std {typical:.3g} is below float16's normal numbers"
     return torch.float16, ""
