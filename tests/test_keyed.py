@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 from repsim.keyed import keyed_bits, keyed_normal, keyed_sign, keyed_uniform, mix_seed
 
@@ -61,12 +63,12 @@ def test_draws_belong_to_the_image_not_to_the_batch(
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-def test_other_seeds_streams_and_ids_draw_other_numbers(draw: object) -> None:
-    first = draw(IDS, (50,), seed=0).flatten()  # type: ignore[operator]
+def test_other_seeds_streams_and_ids_draw_other_numbers(draw: Callable[..., Tensor]) -> None:
+    first = draw(IDS, (50,), seed=0).flatten()
     others = [
-        draw(IDS, (50,), seed=1),  # type: ignore[operator]
-        draw(IDS, (50,), seed=0, stream=1),  # type: ignore[operator]
-        draw(IDS + 1000, (50,), seed=0),  # type: ignore[operator]
+        draw(IDS, (50,), seed=1),
+        draw(IDS, (50,), seed=0, stream=1),
+        draw(IDS + 1000, (50,), seed=0),
     ]
     for other in others:
         correlation = np.corrcoef(first.numpy(), other.flatten().numpy())[0, 1]

@@ -631,7 +631,7 @@ def test_a_figure_that_fails_while_it_is_written_leaves_the_old_file(tmp_path: P
     [
         (lambda: heatmap(xr.Dataset(), new_axes()), "comparison result"),
         (lambda: heatmap(result(values=np.zeros((0, 0)), rows=[]), new_axes()), "at least one"),
-        (lambda: heatmap(result(), new_axes(), cmap="magmatic"), "magmatic"),
+        (lambda: heatmap(result(), new_axes(), cmap="rocketic"), "rocketic"),
         (lambda: heatmap(result(), new_axes(), label_layers="some"), "some"),
         (lambda: heatmap(result(), new_axes(), vmin=2), "vmin < vmax"),
         (lambda: difference(result(), result(TEN[1:]), new_axes()), "same layers"),

@@ -26,8 +26,9 @@ from repsim.plot.labels import (
 )
 from repsim.plot.result import Matrix, layers, matrix, measure_label, require, words
 
-SEQUENTIAL = "magma"  # perceptually uniform, ordered by lightness for every kind of colour vision
-DIVERGING = "RdBu_r"
+# seaborn's: perceptually uniform, ordered by lightness for every kind of colour vision.
+SEQUENTIAL = "rocket"
+DIVERGING = "vlag"
 # Neither colour is in the map: a value beyond the scale is not mistaken for its end.
 UNDER, OVER = "#2a7f8e", "#a9e5d6"
 TOLERANCE = 1e-6  # a CKA of 1 + 1e-12 is 1
@@ -236,6 +237,8 @@ def colormap(cmap: str | Colormap) -> Colormap:
     clear = (0.0, 0.0, 0.0, 0.0)
     if isinstance(cmap, Colormap):
         return cmap.with_extremes(bad=clear)
+    if cmap not in mpl.colormaps:
+        import seaborn  # noqa: F401  it registers its maps with matplotlib; a second to import
     require(
         cmap in mpl.colormaps, f"cmap expects the name of a matplotlib colour map; got {cmap!r}"
     )
