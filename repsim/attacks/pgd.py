@@ -199,8 +199,8 @@ def _nothing_yet(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _better(best: Tensor, best_loss: Tensor, x: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each image the one with the higher loss."""
-    higher = loss > best_loss
+    """Of each image the one with the higher loss; of two alike x, which has come further."""
+    higher = loss >= best_loss
     return torch.where(per_image(higher, x), x, best), torch.where(higher, loss, best_loss)
 
 

@@ -42,10 +42,7 @@ def storage_dtype(features: Tensor) -> tuple[torch.dtype, str]:
         return torch.float32, "its first batch has one sample, so its spread is unknown"
     if offset > _OFFSET * spread:
         ratio = f"{offset / spread:.3g}" if spread else "infinite"
-        return (
-            torch.float32,
-            f"|mean|/std is {ratio}, over {_OFFSET:g}: float16 would round it away",
-        )
+        return torch.float32, f"|mean|/std is {ratio}, over {_OFFSET:g}"
     typical = spread / features.shape[1] ** 0.5
     if typical < _SMALLEST:
         return torch.float32, f"std {typical:.3g} is below float16's normal numbers"
