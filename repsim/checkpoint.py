@@ -166,10 +166,9 @@ def load_model(
             f"{path}: a state dict that repsim did not write expects --arch; e.g. --arch resnet18 "
             "or --arch torchvision/resnet50"
         )
-    names = list(classes) if classes is not None else None
-    if names is None:
+    if classes is None:
         raise UserError(f"{path}: a foreign state dict expects --data, to know the classes")
-    meta = {"arch": arch, "arch_args": {}, "classes": names, "scheme": "foreign", "head": ["linear"],
+    meta = {"arch": arch, "arch_args": {}, "classes": list(classes), "scheme": "foreign", "head": ["linear"],
             **given, **_normalisation(mean, std, channels)}  # fmt: skip
     return _loaded(meta, state_dict, sha256_of(path), path.stem)
 

@@ -72,7 +72,7 @@ class Runtime:
     def place(self, model: Module) -> Module:
         """The model on the device in the chosen layout (in place)."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+        return model.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def images(self, images: Tensor) -> Tensor:
         """Images (batch, c, h, w) on the device in the chosen layout."""

@@ -202,7 +202,9 @@ def test_projection_is_the_nearest_point_and_leaves_points_inside(
     assert_inside(point, x, eps, norm)
     torch.testing.assert_close(project(point, x, eps, norm), point, atol=1e-6, rtol=1e-6)
     if norm == "linf":
-        torch.testing.assert_close(point, (x + away.clamp(-eps, eps)).clamp(0, 1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            point, (x + away.clamp(-eps, eps)).clamp(0, 1), atol=1e-6, rtol=0
+        )
     else:  # before clipping the nearest point lies on the ray from the clean image
         size = away.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         wanted = x + away * (eps / size.clamp_min(1e-30)).clamp_max(1)
@@ -220,10 +222,8 @@ def test_random_start_is_uniform_in_the_ball(norm: str) -> None:
     clean = torch.full((4000, 1, 2, 2), 0.5)
     delta = random_start(clean, 0.2, norm, ids=torch.arange(4000), seed=0).sub(clean).flatten(1)
     assert delta.mean(0).abs().max() < 0.01
-    if norm == "linf":  # in the cube the largest of d coordinates has distribution (r/eps)^d
-        radius = delta.abs().amax(1)
-    else:
-        radius = delta.norm(dim=1)
+    # In d dimensions the norm of a uniform point has distribution (r/eps)^d, in either norm.
+    radius = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
     quantile = (radius / 0.2).pow(4).sort().values
     expected = (torch.arange(4000) + 0.5) / 4000
     assert (quantile - expected).abs().max() < 1.63 / math.sqrt(4000)  # Kolmogorov, 1%
@@ -413,9 +413,7 @@ def test_random_starts_do_not_depend_on_the_batch(split: int, seed: int, norm: s
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("mode", ["represent", "evaluate", "last"])
-def test_attack_of_a_batch_is_the_attack_of_its_parts(
-    net: nn.Module, mode: str, norm: str
-) -> None:
+def test_attack_of_a_batch_is_the_attack_of_its_parts(net: nn.Module, mode: str, norm: str) -> None:
     x, ids = images(), torch.arange(12) * 17 - 5
     y = labels(net, x)
     spec = parse_attack(f"pgd,norm={norm},eps=0.02,steps=5,restarts=2", eps=EPS)
@@ -428,7 +426,10 @@ def test_attack_of_a_batch_is_the_attack_of_its_parts(
         return found, record["loss"], record["first_success"]
 
     whole = attacked(torch.arange(12))
-    for split in (torch.arange(12).split(5), torch.tensor([3, 9, 0, 1, 11, 2, 4, 8, 5, 7, 6, 10]).split(4)):
+    for split in (
+        torch.arange(12).split(5),
+        torch.tensor([3, 9, 0, 1, 11, 2, 4, 8, 5, 7, 6, 10]).split(4),
+    ):
         parts = [torch.cat(part) for part in zip(*(attacked(rows) for rows in split), strict=True)]
         order = torch.cat(split)
         # Other batch sizes add in other orders: a sign may turn where the gradient is about 0.
@@ -438,6 +439,11 @@ def test_attack_of_a_batch_is_the_attack_of_its_parts(
 
 
 # --- the modes -------------------------------------------------------------------------------
+
+
+def close_but_for_ties(found: Tensor, wanted: Tensor, atol: float = 1e-5) -> None:
+    """Equal but for pixels whose gradient is so near 0 that rounding turns its sign."""
+    assert ((found - wanted).abs() > atol).double().mean() < 1e-3
 
 
 def iterates(
@@ -482,7 +488,7 @@ def test_modes_against_all_iterates_of_a_naive_loop(
     torch.testing.assert_close(record["loss"], best.values, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(losses(net, strongest, y), record["loss"], atol=1e-4, rtol=1e-4)
     wanted = paths[:, 1:].flatten(0, 1)[best.indices, torch.arange(len(x))]
-    torch.testing.assert_close(strongest, wanted, atol=1e-5, rtol=0)
+    close_but_for_ties(strongest, wanted)
     first = first_of_run.min(0).values
     first[first > steps] = -1
     assert torch.equal(record["first_success"], first)
@@ -606,11 +612,6 @@ def test_fgsm_record(net: nn.Module) -> None:
 
 
 # --- another implementation ------------------------------------------------------------------
-
-
-def close_but_for_ties(found: Tensor, wanted: Tensor, atol: float = 1e-5) -> None:
-    """Equal but for pixels whose gradient is so near 0 that rounding turns its sign."""
-    assert ((found - wanted).abs() > atol).double().mean() < 1e-3
 
 
 def test_fgsm_is_torchattacks(net: nn.Module) -> None:

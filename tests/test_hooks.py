@@ -650,17 +650,26 @@ BODY = ["conv", "norm", "pool"]
             "fc",
             BODY,
         ),
-        (torchvision.models.squeezenet1_1(num_classes=10).features, None, None),
+        # six channels can't be ten logits: the last convolution is no head
+        (
+            nn.Sequential(
+                OrderedDict(
+                    conv=nn.Conv2d(3, 6, 3),
+                    out=Returns(lambda x: x.mean((2, 3)) @ torch.ones(6, 10)),
+                )
+            ),
+            None,
+            ["conv", "out"],
+        ),
     ],
 )
 def test_the_head_is_found_and_left_out(
-    model: nn.Module, head: str | None, layers: list[str] | None
+    model: nn.Module, head: str | None, layers: list[str]
 ) -> None:
     x = torch.rand(2, 3, 32, 32)
     assert head_name(model, x) == head
-    if layers is not None:
-        assert names(model, "all", x) == layers
-        assert names(model, "*", x) == layers
+    assert names(model, "all", x) == layers
+    assert names(model, "*", x) == layers
     if head is not None:
         with pytest.raises(UserError, match=f"matches only what is the head.*{head}"):
             select_layers(model, x, head)

@@ -49,9 +49,7 @@ def test_mix_seed_is_splitmix64_over_its_parts() -> None:
 
 @given(st.lists(INT64, min_size=1, max_size=6), INT64, st.integers(0, 2**34))
 @settings(max_examples=40, deadline=None)
-def test_draws_belong_to_the_image_not_to_the_batch(
-    ids: list[int], seed: int, stream: int
-) -> None:
+def test_draws_belong_to_the_image_not_to_the_batch(ids: list[int], seed: int, stream: int) -> None:
     keys = torch.tensor(ids)
     for draw in DRAWS:
         whole = draw(keys, (2, 3), seed=seed, stream=stream)

@@ -205,7 +205,7 @@ def as_image_data(
 
 def _as_tensor(values: Any, what: str) -> Tensor:
     try:
-        if isinstance(values, np.ndarray):
+        if not isinstance(values, Tensor):
             values = np.ascontiguousarray(values)  # torch takes no negative strides
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -18,7 +18,6 @@ from repsim import __version__
 from repsim.attacks import perturbation_norm
 from repsim.data import ImageData, to_float
 from repsim.errors import UserError
-from repsim.evaluate import check_logits
 from repsim.extract.conditions import Batch, Source
 from repsim.hooks import Layer, capture
 from repsim.progress import Progress
@@ -140,8 +139,11 @@ class Pipeline:
         names = [layer.name for layer in self.layers]
         with torch.no_grad(), self.runtime.autocast(), capture(self.model, names, keep) as captured:
             logits = self.model(inputs)
-        if batch.start == 0:  # once: it waits for the device
-            check_logits(logits, len(inputs), len(self.data.classes), self.name)
+        if logits.shape != (len(inputs), len(self.data.classes)):
+            raise UserError(
+                f"{self.name}: expected logits of shape (batch, {len(self.data.classes)}) for the "
+                f"classes of {self.data.name}; got {tuple(logits.shape)}"
+            )
         logits = logits.float()
         delta = inputs - batch.images
         found = {

@@ -35,7 +35,8 @@ def select_layers(
     stem's output is the last layer ready before the first block starts, the pooled features the
     last one ready before the head. A model without blocks falls back to its top-level children,
     with a note.
-    `leaf`: every layer with no layer inside. `all`: every layer.
+    `leaf`: every layer with no layer inside. `all`: every layer. (A module that is itself called
+    `blocks` is chosen by the pattern `block[s]`.)
 
     Args:
         model: pixel model or bare encoder, wrapped or not.

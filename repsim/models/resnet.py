@@ -57,7 +57,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, h, w) -> (batch, width, h/stride, w/stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
-        return self.relu2(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return self.relu2(self.bn2(self.conv2(out)) + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class Bottleneck(nn.Module):
@@ -83,13 +83,16 @@ class Bottleneck(nn.Module):
         """(batch, inputs, h, w) -> (batch, 4 width, h/stride, w/stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.relu2(self.bn2(self.conv2(out)))
-        return self.relu3(self.bn3(self.conv3(out)) + self.shortcut(x))
+        return self.relu3(self.bn3(self.conv3(out)) + (x if self.shortcut is None else self.shortcut(x)))
 
 
-def shortcut(inputs: int, outputs: int, stride: int, parameter_free: bool) -> nn.Module:
-    """Identity where the shape stays; else subsampling ("A") or a 1×1 projection ("B")."""
+def shortcut(inputs: int, outputs: int, stride: int, parameter_free: bool) -> nn.Module | None:
+    """None where the shape stays; else subsampling ("A") or a 1×1 projection ("B").
+
+    An identity module in place of None would be a layer that repeats the block's input.
+    """
     if stride == 1 and inputs == outputs:
-        return nn.Sequential()
+        return None
     if parameter_free:
         return Subsample(outputs - inputs)
     projection = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)

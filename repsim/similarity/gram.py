@@ -49,14 +49,11 @@ def gram_sums(
         for position, representation in enumerate(representations)
     ]
     fitted: list[Fitted] = []
-    float64 = {"dtype": torch.float64, "device": device}
-    products = torch.zeros(count, count, **float64)
-    touched = torch.zeros(groups, count, count, **float64)
-    rows = torch.zeros(len(plan.tiles), groups, groups, count, block, **float64)
-    diagonal = torch.zeros(count, len(plan.tiles), groups * block, **float64)
-    gram = torch.empty(groups * block, groups * block, device=device)
+    padding = [torch.from_numpy(np.flatnonzero(padded)).to(device) for padded in plan.padded]
+    totals = _Totals(plan, count, device)
     blocks = groups * groups if len(plan.tiles) > 1 else groups * (groups + 1) // 2
     stack = torch.empty(blocks, count, block, block, device=device)  # V
+    gram = torch.empty(groups * block, groups * block, device=device)
 
     with torch.inference_mode(), full_float32():
         for step, (a, b) in enumerate(plan.pairs):
@@ -65,40 +62,36 @@ def gram_sums(
                 source.prepare()
                 if step == 0:
                     fitted.append(kernel.fit(source))
-                    if _reason(source, fitted[position]) == "":
-                        diagonal[position] = fitted[position].diagonal
                 if _reason(source, fitted[position]):
                     stack[: len(pairs), position] = 0
                 else:
                     left = source.tile(a)
-                    right = left if a == b else source.tile(b)
-                    _products(left, right, gram, block)
+                    _products(left, left if a == b else source.tile(b), gram, block)
                     fitted[position].apply_(gram, a, b)
                     if a == b:
                         gram.fill_diagonal_(0)
-                    gram[torch.from_numpy(plan.padded[a]), :] = 0
-                    gram[:, torch.from_numpy(plan.padded[b])] = 0
+                    gram[padding[a], :] = 0
+                    gram[:, padding[b]] = 0
                     _scatter(gram, stack[:, position], block, upper=a == b)
-                    del left, right
+                    del left  # before the next representation is read
                 source.release()
                 if progress:
                     progress(step * count + position + 1, len(plan.pairs) * count)
-            _add(stack[: len(pairs)], pairs, a, b, products, touched, rows)
+            totals.add(stack[: len(pairs)], pairs, a, b)
 
-    real = ~np.stack(plan.padded)
-    place = np.stack([start + order for (start, _), order in zip(plan.tiles, plan.order, strict=True)])
-    back = np.argsort(place[real])
+    reasons = [_reason(source, one) for source, one in zip(sources, fitted, strict=True)]
+    diagonal = torch.stack([one.diagonal for one in fitted])  # (R, tiles, groups·block)
+    diagonal[[bool(reason) for reason in reasons]] = 0
     return Sums(
-        products=products.cpu().numpy(),
-        touched=touched.cpu().numpy(),
-        rows=rows.permute(2, 0, 1, 4, 3).reshape(groups, -1, count).cpu().numpy()[
-            :, np.flatnonzero(real)[back]
-        ],
-        diagonal=diagonal.reshape(count, -1).T.cpu().numpy()[np.flatnonzero(real)[back]],
+        products=totals.products.cpu().numpy(),
+        touched=totals.touched.cpu().numpy(),
+        # (tiles, G, G, R, block) -> (G summed over, tiles·G·block, R)
+        rows=plan.unpadded(totals.rows.permute(2, 0, 1, 4, 3).reshape(groups, -1, count)),
+        diagonal=plan.unpadded(diagonal.flatten(1).T[None])[0],
         group_of=plan.group_of,
         scale=np.array([one.scale for one in fitted]),
         form="gram",
-        reasons=[_reason(s, f) for s, f in zip(sources, fitted, strict=True)],
+        reasons=reasons,
     )
 
 
@@ -107,11 +100,14 @@ def _reason(source: CentredTiles, fitted: Fitted) -> str:
 
 
 def _products(left: Tensor, right: Tensor, out: Tensor, block: int) -> None:
-    """Inner products of the rows of two tiles; of a tile with itself only the upper blocks."""
-    if left is right:
-        _upper(left, out, block)
-    else:
+    """Inner products of the rows of two tiles; of a tile with itself at least the upper blocks."""
+    if left is not right:
         torch.mm(left, right.T, out=out)
+    elif left.device.type == "cpu":
+        # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
+        np.matmul(left.numpy(), left.numpy().T, out=out.numpy())
+    else:
+        _upper(left, out, block)
 
 
 def _upper(rows: Tensor, out: Tensor, block: int) -> None:
@@ -136,37 +132,43 @@ def _scatter(gram: Tensor, out: Tensor, block: int, *, upper: bool) -> None:
         done += width
 
 
-def _add(
-    stack: Tensor,
-    pairs: list[tuple[int, int]],
-    a: int,
-    b: int,
-    products: Tensor,
-    touched: Tensor,
-    rows: Tensor,
-) -> None:
-    """Add the part of V Vᵀ and of the row sums that comes from tiles a and b.
+class _Totals:
+    """Sums over tile pairs in float64.
 
-    Args:
-        stack: (blocks, R, block, block) the Gram tiles.
-        pairs: the groups of the rows and of the columns of each block.
-        a: tile of the rows.
-        b: tile of the columns.
-        products: (R, R) added to in place.
-        touched: (G, R, R) added to in place.
-        rows: (tiles, G, G, R, block) added to in place.
+    Attributes:
+        products: (R, R) see `Sums`.
+        touched: (G, R, R) see `Sums`.
+        rows: (tiles, G, G, R, block) for each row of a block, the sum over columns of a group.
     """
-    first, second = torch.tensor(pairs, device=stack.device).T
-    mirrored = (first != second) | (a != b)  # stands for its transpose too
-    flat = stack.flatten(2)
-    part = torch.bmm(flat, flat.transpose(1, 2)).double()
-    part[mirrored] *= 2
-    products += part.sum(0)
-    touched.index_add_(0, first, part)
-    other = first != second
-    touched.index_add_(0, second[other], part[other])
-    rows[a][first, second] += stack.sum(3)
-    rows[b][second[mirrored], first[mirrored]] += stack.sum(2)[mirrored]
+
+    def __init__(self, plan: Plan, count: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.products = zeros(count, count)
+        self.touched = zeros(plan.groups, count, count)
+        self.rows = zeros(len(plan.tiles), plan.groups, plan.groups, count, plan.block)
+
+    def add(self, stack: Tensor, pairs: list[tuple[int, int]], a: int, b: int) -> None:
+        """The part of V Vᵀ and of the row sums that comes from tiles a and b.
+
+        Args:
+            stack: (blocks, R, block, block) the Gram tiles.
+            pairs: the groups of the rows and of the columns of each block.
+            a: tile of the rows.
+            b: tile of the columns.
+        """
+        first, second = torch.tensor(pairs, device=stack.device).T
+        mirrored = (first != second) | (a != b)  # stands for its transpose too
+        flat = stack.flatten(2)
+        part = torch.bmm(flat, flat.transpose(1, 2)).double()
+        part[mirrored] *= 2
+        self.products += part.sum(0)
+        self.touched.index_add_(0, first, part)
+        other = first != second
+        self.touched.index_add_(0, second[other], part[other])
+        self.rows[a][first, second] += stack.sum(3)
+        self.rows[b][second[mirrored], first[mirrored]] += stack.sum(2)[mirrored]
 
 
 @contextmanager

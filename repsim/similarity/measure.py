@@ -20,7 +20,9 @@ from repsim.similarity.representation import Representation, describe, same_samp
 class Measure(Protocol):
     """Compares all representations at once, so that work for each is done once."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """How results and figures call it."""
 
     def pairs(
         self,
@@ -112,9 +114,9 @@ class Pairwise:
                 kept[position] = values
             return kept[position]
 
-        for i in np.flatnonzero(wanted.any(1)):
+        for i in np.flatnonzero(wanted.any(1)).tolist():
             X = load(i)
-            for j in np.flatnonzero(wanted[i]):
+            for j in np.flatnonzero(wanted[i]).tolist():
                 try:
                     value[i, j] = float(self.function(X, load(j)))
                 except Exception as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 TILE = 2000  # rows of a tile at most; activations that do not stay in memory are read n/TILE times
 KEPT_TILE = 1000  # where they stay, smaller Gram tiles cost nothing
@@ -48,6 +49,13 @@ class Plan:
         """Pairs of tiles a <= b."""
         count = len(self.tiles)
         return [(a, b) for a in range(count) for b in range(a, count)]
+
+    def unpadded(self, values: Tensor) -> NDArray[np.float64]:
+        """From (k, tiles·G·m, R) in the order of the tiles to (k, n, R) in that of the samples."""
+        places = [start + order for (start, _), order in zip(self.tiles, self.order, strict=True)]
+        real = np.flatnonzero(~np.concatenate(self.padded))
+        back = real[np.argsort(np.concatenate(places)[real])]
+        return np.asarray(values.cpu().numpy()[:, back])
 
 
 def assign_groups(samples: int, groups: int) -> NDArray[np.int64]:

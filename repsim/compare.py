@@ -1,0 +1,394 @@
+"""Layers against layers: a labelled matrix with intervals, and the numbers that sum it up.
+
+All layers, conditions and models of a comparison go through one engine pass together
+(`compare_all`), whatever matrices and numbers are wanted of them afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import repsim
+from repsim.errors import UserError
+from repsim.progress import Progress, Silent
+from repsim.registry import near, resolve
+from repsim.result import SCHEMA
+from repsim.similarity import (
+    MEASURES,
+    MEMORY,
+    Measure,
+    Pairs,
+    Pairwise,
+    Representation,
+    interval,
+)
+from repsim.similarity.representation import describe
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Side = str | tuple[str, str]  # a condition, where there is one model only, or (model, condition)
+Key = tuple[str, str, str]  # model, condition, layer
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """Every representation against every other; made by `compare_all`.
+
+    Attributes:
+        keys: (model, condition, layer) of each.
+        samples: number of samples.
+        measure: its name.
+        pairs: similarities and jackknife replicates.
+    """
+
+    keys: list[Key]
+    samples: int
+    measure: str
+    pairs: Pairs
+
+    def matrix(self, x: Side, y: Side) -> xr.Dataset:
+        """The result of one side against another: rows x, columns y; see `compare`.
+
+        Args:
+            x: a condition such as "clean", or (model, condition) where there are several models.
+            y: the same.
+
+        Raises:
+            UserError: a side that was not compared.
+        """
+        return self._dataset(self._of(x), self._of(y))
+
+    def alignment(self, x: Side, y: Side) -> dict[str, Any]:
+        """Means of the diagonal of x against y: over all layers, and over the last L//3.
+
+        At least one layer counts as the last third. Layers whose similarity is nan are left out.
+
+        Returns:
+            `alignment_mean`, `alignment_last_third`, and each with `_ci` [lower, upper] where the
+            measure has intervals; None stands for nan.
+
+        Raises:
+            UserError: the two sides do not have the same layers.
+        """
+        rows, columns = self._of(x), self._of(y)
+        ours, theirs = self._layers(rows), self._layers(columns)
+        if ours != theirs:
+            raise UserError(
+                "alignment expects the same layers on both sides; "
+                f"got {len(ours)} and {len(theirs)} layers, {ours[-1]} and {theirs[-1]} last"
+            )
+        last = max(len(ours) // 3, 1)
+        cells = list(zip(rows, columns, strict=True))
+        return {
+            **self._mean("alignment_mean", cells),
+            **self._mean("alignment_last_third", cells[-last:]),
+        }
+
+    def long_range(self, x: Side) -> dict[str, Any]:
+        """Mean similarity within one side of layers i, j of L with |i - j| > L/2.
+
+        Returns:
+            `long_range` and `long_range_ci`, as in `alignment`; None with a single layer.
+        """
+        rows = self._of(x)
+        far = len(rows) / 2
+        return self._mean(
+            "long_range",
+            [(a, b) for i, a in enumerate(rows) for j, b in enumerate(rows) if abs(i - j) > far],
+        )
+
+    def _of(self, side: Side) -> list[int]:
+        models = list(dict.fromkeys(model for model, _, _ in self.keys))
+        if isinstance(side, str):
+            if len(models) > 1:
+                raise UserError(
+                    f"a side expects (model, condition) where there are several models, "
+                    f"{', '.join(models)}; got {side!r}"
+                )
+            side = (models[0], side)
+        found = [
+            i for i, (model, condition, _) in enumerate(self.keys) if (model, condition) == side
+        ]
+        if not found:
+            sides = list(dict.fromkeys(f"{model}:{condition}" for model, condition, _ in self.keys))
+            raise UserError(
+                f"a side expects one of those compared; got {':'.join(side)!r}; near: "
+                f"{near(':'.join(side), sides)}"
+            )
+        return found
+
+    def _layers(self, positions: Sequence[int]) -> list[str]:
+        return [self.keys[position][2] for position in positions]
+
+    def _mean(self, name: str, cells: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The mean over cells that are not nan, with the jackknife of that mean."""
+        value, replicates = self.pairs.value, self.pairs.replicates
+        cells = [cell for cell in cells if not np.isnan(value[cell])]
+        if not cells:
+            return {name: None} if replicates is None else {name: None, f"{name}_ci": None}
+        i, j = np.array(cells).T
+        mean = float(value[i, j].mean())
+        if replicates is None:
+            return {name: mean}
+        lower, upper = interval(mean, replicates[:, i, j].mean(1), self.pairs.sizes)
+        ends = None if np.isnan(lower) else [float(lower), float(upper)]
+        return {name: mean, f"{name}_ci": ends}
+
+    def _dataset(self, rows: list[int], columns: list[int]) -> xr.Dataset:
+        import xarray as xr
+
+        cells = np.ix_(rows, columns)
+        value, replicates = self.pairs.value[cells], self.pairs.replicates
+        variables = {"similarity": (("x", "y"), value)}
+        if replicates is not None:
+            part = replicates[:, cells[0], cells[1]]
+            lower, upper = interval(value, part, self.pairs.sizes)
+            variables |= {"lower": (("x", "y"), lower), "upper": (("x", "y"), upper)}
+        coordinates = {
+            f"{axis}_{word}": (
+                axis,
+                np.array([self.keys[i][place] for i in positions], dtype=object),
+            )
+            for axis, positions in (("x", rows), ("y", columns))
+            for place, word in ((2, "layer"), (1, "condition"), (0, "model"))
+        }
+        attributes = self.pairs.attributes
+        return xr.Dataset(
+            variables,
+            coordinates,
+            {
+                "repsim_schema": SCHEMA,
+                "measure": self.measure,
+                "estimator": attributes.get("estimator", ""),
+                "kernel": attributes.get("kernel", ""),
+                "samples": self.samples,
+                "notes": json.dumps(self.pairs.notes),
+                "summary": json.dumps(self._summary(rows, columns)),
+                "provenance": json.dumps(self._provenance()),
+            },
+        )
+
+    def _summary(self, rows: list[int], columns: list[int]) -> dict[str, Any]:
+        """The numbers that a matrix has; none for several models or conditions on a side."""
+        sides = [{self.keys[i][:2] for i in positions} for positions in (rows, columns)]
+        summary: dict[str, Any] = {"samples": self.samples}
+        if len(sides[0]) > 1 or len(sides[1]) > 1:
+            return summary
+        (x,), (y,) = sides
+        if x == y:
+            summary |= self.long_range(x)
+        elif self._layers(rows) == self._layers(columns):
+            summary |= self.alignment(x, y)
+        return summary
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "repsim_version": repsim.__version__,
+            **{k: v for k, v in self.pairs.attributes.items() if k not in ("estimator", "kernel")},
+            "interval": None
+            if self.pairs.replicates is None
+            else f"95%, delete-one-group jackknife over {len(self.pairs.sizes)} groups of "
+            + ("batches" if "batches" in self.pairs.attributes else "samples"),
+        }
+
+
+def compare(
+    rows: Sequence[Representation],
+    columns: Sequence[Representation],
+    *,
+    measure: str | Measure | Callable[..., Any] = "cka",
+    estimator: str | None = None,
+    kernel: str | None = None,
+    groups: int = 10,
+    batch_size: int | None = None,
+    memory: int = MEMORY,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """The similarity of every row's representation to every column's.
+
+    Arguments and errors as in `compare_all`. The rows of all representations must be the same
+    samples in the same order; see `match`.
+
+    Returns:
+        Variables `similarity`, and for measures that have intervals `lower`, `upper`: (x, y)
+        float64, 95%, never clamped. Coordinates `x_layer`, `x_condition`, `x_model` and the same of
+        y. Attributes measure, estimator, kernel, samples; notes, summary and provenance as JSON.
+        The summary holds the long-range similarity where both sides are the same, and the
+        alignment where they differ in model or condition and have the same layers.
+    """
+    unique = _unique([*rows, *columns] if rows and columns else [])
+    place = {key: position for position, key in enumerate(unique)}
+    x, y = [place[_key(one)] for one in rows], [place[_key(one)] for one in columns]
+    wanted = np.zeros((len(unique), len(unique)), dtype=np.bool_)
+    wanted[np.ix_(x, y)] = True
+    everything = _pairs(
+        unique, wanted, measure=measure, estimator=estimator, kernel=kernel, groups=groups,
+        batch_size=batch_size, memory=memory, device=device, progress=progress,
+    )  # fmt: skip
+    return everything._dataset(x, y)
+
+
+def compare_all(
+    representations: Sequence[Representation],
+    *,
+    measure: str | Measure | Callable[..., Any] = "cka",
+    estimator: str | None = None,
+    kernel: str | None = None,
+    groups: int = 10,
+    batch_size: int | None = None,
+    memory: int = MEMORY,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> AllPairs:
+    """Every representation against every other in one pass.
+
+    Args:
+        representations: with the same samples in the same order. The same (model, condition,
+            layer) given twice is taken once.
+        measure: a name in `MEASURES`, `module:object` or `file.py:object`, or the object: a
+            `Measure`, or a function (X, Y) -> float of arrays (samples, features), which is
+            called once for each pair and has no intervals.
+        estimator: debiased (default), biased or minibatch.
+        kernel: linear (default), rbf or rbf:FRACTION of the median distance.
+        groups: jackknife groups behind the intervals; 1 for none.
+        batch_size: for the minibatch estimator.
+        memory: bytes that activations and Gram tiles may take.
+        device: where the products are made.
+        progress: told of the work.
+
+    Raises:
+        UserError: other samples on one side, too few, activations that are not finite, an unknown
+            measure, estimator or kernel.
+    """
+    unique = _unique(representations)
+    wanted = np.ones((len(unique), len(unique)), dtype=np.bool_)
+    return _pairs(
+        unique, wanted, measure=measure, estimator=estimator, kernel=kernel, groups=groups,
+        batch_size=batch_size, memory=memory, device=device, progress=progress,
+    )  # fmt: skip
+
+
+def match(
+    ids_a: NDArray[np.uint64], ids_b: NDArray[np.uint64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of two stores that are the same samples: row index_a[i] of one is index_b[i] of other.
+
+    The order is that of the first. Of images that occur several times, the k-th occurrence in one
+    is the k-th in the other.
+
+    Args:
+        ids_a: uint64 (n,) sample ids of the first.
+        ids_b: uint64 (n,) sample ids of the second.
+
+    Raises:
+        UserError: the two do not hold the same samples.
+    """
+    a, b = (_occurrences(np.asarray(ids, dtype=np.uint64)) for ids in (ids_a, ids_b))
+    if a.keys() != b.keys():
+        raise UserError(
+            f"a comparison expects the same samples in both stores; got {len(a)} and {len(b)}, "
+            f"{len(a.keys() & b.keys())} of them in both; extract both with the same --data, "
+            "--split and --samples"
+        )
+    index_a = np.fromiter(a.values(), dtype=np.int64, count=len(a))
+    index_b = np.fromiter((b[key] for key in a), dtype=np.int64, count=len(a))
+    return index_a, index_b
+
+
+def _occurrences(ids: NDArray[np.uint64]) -> dict[tuple[int, int], int]:
+    """(id, how many before it) -> row."""
+    seen: dict[int, int] = {}
+    rows: dict[tuple[int, int], int] = {}
+    for row, sample in enumerate(ids.tolist()):
+        seen[sample] = seen.get(sample, -1) + 1
+        rows[sample, seen[sample]] = row
+    return rows
+
+
+def _key(one: Representation) -> Key:
+    return one.model, one.condition, one.layer
+
+
+def _unique(representations: Sequence[Representation]) -> dict[Key, Representation]:
+    """Each once, by its names.
+
+    Raises:
+        UserError: none, or two that differ under the same names.
+    """
+    if not representations:
+        raise UserError("a comparison expects at least one layer on each side; got none")
+    unique: dict[Key, Representation] = {}
+    for one in representations:
+        first = unique.setdefault(_key(one), one)
+        if first is not one and not _same(first, one):
+            raise UserError(
+                f"a comparison expects different names for different representations; two are "
+                f"called {describe(one)}; give the stores or models different names"
+            )
+    return unique
+
+
+def _same(a: Representation, b: Representation) -> bool:
+    """Whether the first rows agree: enough to tell two networks or conditions apart."""
+    if (a.samples, a.features) != (b.samples, b.features):
+        return False
+    return np.array_equal(a.rows(0, 8), b.rows(0, 8), equal_nan=True)
+
+
+def _pairs(
+    unique: dict[Key, Representation],
+    wanted: NDArray[np.bool_],
+    *,
+    measure: str | Measure | Callable[..., Any],
+    progress: Progress | None,
+    **options: Any,
+) -> AllPairs:
+    chosen = _measure(measure)
+    representations = list(unique.values())
+    with ExitStack() as stack:
+        pairs = chosen.pairs(
+            representations,
+            wanted=wanted,
+            progress=_advance(stack, progress or Silent(), chosen.name),
+            **options,
+        )
+    return AllPairs(list(unique), representations[0].samples, chosen.name, pairs)
+
+
+def _measure(measure: str | Measure | Callable[..., Any]) -> Measure:
+    name = measure if isinstance(measure, str) else getattr(measure, "__name__", "measure")
+    if isinstance(measure, str):
+        measure = resolve(measure, MEASURES, kind="measure")
+    if isinstance(measure, Measure):
+        return measure
+    if not callable(measure):
+        raise UserError(
+            f"a measure expects a function (X, Y) -> float of arrays (samples, features); {name} "
+            f"is {type(measure).__name__}"
+        )
+    return Pairwise(measure, name)
+
+
+def _advance(stack: ExitStack, progress: Progress, what: str) -> Callable[[int, int], None]:
+    """The engine's (done, total) as a task, which begins when the total is known."""
+    advance: Callable[[int], None] | None = None
+    before = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal advance, before
+        if advance is None:
+            advance = stack.enter_context(progress.task(what, total, unit="tile")).advance
+        advance(done - before)
+        before = done
+
+    return tell
