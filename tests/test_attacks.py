@@ -519,6 +519,24 @@ def test_modes_against_all_iterates_of_a_naive_loop(
         assert 0.1 < fooled.double().mean() < 0.95  # the test sees both kinds
 
 
+class Peak(nn.Module):
+    """The loss of class 0 is highest just beside the clean image: every step overshoots."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = 100 * (x.flatten(1).mean(1) - 0.505).pow(2)
+        return torch.stack([margin, 0 * margin], 1)
+
+
+@pytest.mark.parametrize("mode", ["represent", "last"])
+def test_the_start_is_not_an_attacked_image(mode: str) -> None:
+    x, y = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    record: dict[str, Tensor] = {}
+    found = pgd(Peak(), x, y, eps=0.1, steps=1, step_size=0.05, start="clean", mode=mode,
+                record=record)  # fmt: skip
+    torch.testing.assert_close(found, x + 0.05)
+    assert (record["loss"] < losses(Peak(), x, y)).all()
+
+
 def test_evaluate_runs_only_what_is_not_fooled_yet(net: nn.Module) -> None:
     x = images(40)
     y = labels(net, x)

@@ -18,8 +18,8 @@ ROWS = [
     {"checkpoint"},
     {"train", "evaluate", "store"},
     {"extract", "result"},
-    {"compare"},
-    {"plot"},
+    {"compare", "plot"},
+    {"pair"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, row in enumerate(ROWS) for name in row}

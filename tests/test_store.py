@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -272,6 +273,22 @@ def test_extending_keeps_what_was_there(tmp_path: Path, store: Path) -> None:
             for layer in LAYERS:
                 stored = opened.representation(name, layer).rows(0, SAMPLES)
                 assert (stored == values_of(name)[f"layers/{layer}"]).all()
+
+
+def test_a_copy_is_not_ready_while_it_is_extended(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: list[tuple[bool, bool]] = []
+    real = repsim.store.write._add
+
+    def look(file: h5py.File, *arguments: Any) -> None:
+        on_disk.append((bool(file.attrs["ready"]), bool(file.attrs["complete"])))
+        real(file, *arguments)
+
+    monkeypatch.setattr(repsim.store.write, "_add", look)
+    part = Part.extend(tmp_path / "x.part", store, [condition("fgsm", "attack")])
+    assert on_disk == [(False, False)]
+    part.discard()
 
 
 def test_two_processes_cannot_write_one_file(tmp_path: Path) -> None:

@@ -251,9 +251,11 @@ def test_the_effect_on_digits_for_three_seeds(tmp_path: Path) -> None:
             train(images, "resnet20", path, config, attack=attack)
             store = path.with_suffix(".h5")
             extract(load_model(path), test, [parse_attack("pgd", eps=0.15)], store)
-            found[scenario] = compare_all(open_store(store).representations())
+            with open_store(store) as opened:
+                layers = [r for c in opened.conditions for r in opened.representations(c)]
+                found[scenario] = compare_all(layers)
         last = {
-            (scenario, condition): pairs.alignment("clean", condition).last_third
+            (scenario, condition): pairs.alignment("clean", condition)["alignment_last_third"]
             for scenario, pairs in found.items()
             for condition in ("pgd", "noise")
         }

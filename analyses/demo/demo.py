@@ -52,7 +52,8 @@ def study(out: Path, seed: int) -> dict[str, tuple[dict[str, Any], AllPairs]]:
         accuracies = evaluate(loaded, test, [pgd, noise_control(EPS)]).summary()
         extract(loaded, test, [pgd], out / f"{short}.h5", progress=progress)
         with open_store(out / f"{short}.h5") as store:
-            found[name] = accuracies, compare_all(store.representations())
+            layers = [r for c in store.conditions for r in store.representations(c)]
+            found[name] = accuracies, compare_all(layers)
     return found
 
 

@@ -132,7 +132,8 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    console.print(title, style="bold", soft_wrap=True)
+    if title:
+        console.print(title, style="bold", soft_wrap=True)
     console.print(table)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from repsim.similarity.centred import CentredTiles
 from repsim.similarity.gram import Progress, full_float32
+from repsim.similarity.kernels import Linear
 from repsim.similarity.representation import Representation
 from repsim.similarity.sums import Sums
 from repsim.similarity.tiles import Plan
@@ -46,8 +47,8 @@ def covariance_sums(
         source.prepare()
         source.release()
     starts = np.cumsum([0, *(one.features for one in representations)])
-    traces = [float(source.norms.sum()) for source in sources]
-    scale = np.array([trace / plan.samples if trace else 1.0 for trace in traces])
+    kernels = [Linear(source) for source in sources]
+    scale = np.array([kernel.scale for kernel in kernels])
     width, groups, count = int(starts[-1]), plan.groups, len(sources)
     covariance = torch.zeros(groups, width, width, dtype=torch.float64, device=device)
     columns = torch.zeros(groups, width, dtype=torch.float64, device=device)
@@ -98,7 +99,7 @@ def covariance_sums(
         group_of=plan.group_of,
         scale=scale,
         form="covariance",
-        reasons=["constant activations" if source.constant else "" for source in sources],
+        reasons=[kernel.degenerate for kernel in kernels],
     )
 
 

@@ -62,26 +62,21 @@ def gram_sums(
                 source.prepare()
                 if step == 0:
                     fitted.append(kernel.fit(source))
-                if _reason(source, fitted[position]):
-                    stack[: len(pairs), position] = 0
-                else:
-                    left = source.tile(a)
-                    _products(left, left if a == b else source.tile(b), gram, block)
-                    fitted[position].apply_(gram, a, b)
-                    if a == b:
-                        gram.fill_diagonal_(0)
-                    gram[padding[a], :] = 0
-                    gram[:, padding[b]] = 0
-                    _scatter(gram, stack[:, position], block, upper=a == b)
-                    del left  # before the next representation is read
+                left = source.tile(a)
+                _products(left, left if a == b else source.tile(b), gram, block)
+                fitted[position].apply_(gram, a, b)
+                if a == b:
+                    gram.fill_diagonal_(0)
+                gram[padding[a], :] = 0
+                gram[:, padding[b]] = 0
+                _scatter(gram, stack[:, position], block, upper=a == b)
+                del left  # before the next representation is read
                 source.release()
                 if progress:
                     progress(step * count + position + 1, len(plan.pairs) * count)
             totals.add(stack[: len(pairs)], pairs, a, b)
 
-    reasons = [_reason(source, one) for source, one in zip(sources, fitted, strict=True)]
     diagonal = torch.stack([one.diagonal for one in fitted])  # (R, tiles, groups·block)
-    diagonal[[bool(reason) for reason in reasons]] = 0
     return Sums(
         products=totals.products.cpu().numpy(),
         touched=totals.touched.cpu().numpy(),
@@ -91,12 +86,8 @@ def gram_sums(
         group_of=plan.group_of,
         scale=np.array([one.scale for one in fitted]),
         form="gram",
-        reasons=reasons,
+        reasons=[one.degenerate for one in fitted],
     )
-
-
-def _reason(source: CentredTiles, fitted: Fitted) -> str:
-    return "constant activations" if source.constant else fitted.degenerate
 
 
 def _products(left: Tensor, right: Tensor, out: Tensor, block: int) -> None:

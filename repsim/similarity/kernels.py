@@ -15,6 +15,7 @@ from repsim.registry import near
 from repsim.similarity.centred import CentredTiles
 
 KERNELS = ("linear", "rbf")
+CONSTANT = "constant activations"
 MEDIAN_SAMPLES = 2000  # rows from which the median distance is taken, where there are more
 
 
@@ -84,12 +85,10 @@ class Linear:
     the products are: K_ij + k_ii/(n-2) + k_jj/(n-2) - tr K/((n-1)(n-2)) (Székely and Rizzo 2014).
     """
 
-    degenerate = ""
-
     def __init__(self, source: CentredTiles) -> None:
         samples = source.plan.samples
-        trace = float(source.norms.sum())
-        self.scale = trace / samples if trace else 1.0
+        self.degenerate = CONSTANT if source.constant else ""
+        self.scale = 1.0 if source.constant else float(source.norms.sum()) / samples
         norms = source.norms / self.scale
         inner = max(samples - 2, 1)
         shift = norms / inner - norms.sum() / (2 * max(samples - 1, 1) * inner)
@@ -115,7 +114,10 @@ class RBF:
 
     def __init__(self, source: CentredTiles, fraction: float) -> None:
         median = 0.0 if source.constant else median_distance(source)
-        self.degenerate = "" if median else "more than half of the distances are 0"
+        if source.constant:
+            self.degenerate = CONSTANT
+        else:
+            self.degenerate = "" if median else "half of the distances between samples are 0"
         self._gamma = 1 / (2 * (fraction * median) ** 2) if median else 0.0
         self._norms = (source.norms * self._gamma).float()
         self._level = math.exp(-1 / (2 * fraction**2))

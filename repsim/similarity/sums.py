@@ -78,7 +78,7 @@ class Sums:
             square = products - 2 / (n - 2) * (rows.T @ rows)
             square += np.outer(total, total) / ((n - 1) * (n - 2))
             norm = n * (n - 3)
-        nothing = square.diagonal() <= NOTHING * trace**2
+        nothing = (square.diagonal() <= NOTHING * trace**2) | np.array([*map(bool, self.reasons)])
         square = (square + square.T) / 2
         square[nothing, :] = square[:, nothing] = np.nan
         return np.asarray(square * np.outer(self.scale, self.scale) / norm)
