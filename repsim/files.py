@@ -40,7 +40,9 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"{path}: expected an existing folder to write to; there is no {folder}")
+        raise UserError(
+            f"{path}: expected an existing folder to write to; there is no folder {folder}"
+        )
     if path.is_dir():
         raise UserError(f"{path}: expected the name of a file to write; this is a folder")
     if not os.access(folder, os.W_OK):

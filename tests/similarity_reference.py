@@ -1,4 +1,4 @@
-"""CKA in float64 by its definition, with centring matrices: slow, and nothing shared with repsim."""
+"""CKA in float64 by its definition, with centring matrices: slow, shares nothing with repsim."""
 
 from __future__ import annotations
 

@@ -487,10 +487,11 @@ def test_a_folder_comes_before_the_root_and_the_root_before_the_environment(
     assert len(load_data("./mine", "test", root=places["given"])) == 14
 
 
-def test_a_folder_of_a_known_name_that_holds_no_data_hides_nothing(tmp_path: Path) -> None:
-    (tmp_path / "cifar10").mkdir()  # results, perhaps
-    write_npz(tmp_path / "data" / "cifar10", "test", n=15)
-    assert len(load_data("cifar10", "test")) == 15
+@pytest.mark.parametrize("name", ["cifar10", "mine"])
+def test_a_folder_of_that_name_that_holds_no_data_hides_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()  # results, perhaps
+    write_npz(tmp_path / "data" / name, "test", n=15)
+    assert len(load_data(name, "test")) == 15
 
 
 def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def linear(digits_train: ImageData) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def test_images(digits_test: ImageData) -> ImageData:
+def drawn(digits_test: ImageData) -> ImageData:
     return draw(digits_test, 300)
 
 
@@ -66,18 +66,17 @@ def plugin(tmp_path: Path, body: str) -> str:
     return f"{path}:mine"
 
 
-def test_accuracies_are_those_of_a_plain_loop(linear: LoadedModel, test_images: ImageData) -> None:
+def test_accuracies_are_those_of_a_plain_loop(linear: LoadedModel, drawn: ImageData) -> None:
     """All at once, every image attacked at full strength, nothing left out."""
-    found = evaluate(linear, test_images, specs("pgd,eps=0.05,steps=5", "fgsm,eps=0.05", "noise"))
-    x, y = to_float(test_images.images), test_images.labels
+    found = evaluate(linear, drawn, specs("pgd,eps=0.05,steps=5", "fgsm,eps=0.05", "noise"))
+    x, y = to_float(drawn.images), drawn.labels
     clean = predict(linear, x) == y
     assert 0.85 < clean.double().mean() < 0.99  # both kinds are there
     record: dict[str, Tensor] = {}
-    pgd(linear.model, x, y, eps=0.05, steps=5, ids=test_images.keys, record=record)
+    pgd(linear.model, x, y, eps=0.05, steps=5, ids=drawn.keys, record=record)
     survived = {
         "pgd": clean & (record["first_success"] < 0),
-        "noise": clean
-        & (predict(linear, noise(linear.model, x, y, eps=EPS, ids=test_images.keys)) == y),
+        "noise": clean & (predict(linear, noise(linear.model, x, y, eps=EPS, ids=drawn.keys)) == y),
     }
     summary = found.summary()
     assert summary["clean_accuracy"] == pytest.approx(clean.double().mean().item())
@@ -90,7 +89,7 @@ def test_accuracies_are_those_of_a_plain_loop(linear: LoadedModel, test_images: 
 
 
 def test_misclassified_images_are_lost_and_not_attacked(
-    linear: LoadedModel, test_images: ImageData
+    linear: LoadedModel, drawn: ImageData
 ) -> None:
     seen: list[Tensor] = []
 
@@ -99,10 +98,10 @@ def test_misclassified_images_are_lost_and_not_attacked(
         return (inputs + 0.01).clamp(0, 1)
 
     spec = AttackSpec("mine.py:spy", "spy", {}, spy)
-    found = evaluate(linear, test_images, [spec], batch_size=64)
-    wrong = found.clean != test_images.labels.numpy()
+    found = evaluate(linear, drawn, [spec], batch_size=64)
+    wrong = found.clean != drawn.labels.numpy()
     assert wrong.sum() > 3
-    assert torch.equal(torch.cat(seen), test_images.keys[torch.from_numpy(~wrong)])
+    assert torch.equal(torch.cat(seen), drawn.keys[torch.from_numpy(~wrong)])
     assert [len(ids) for ids in seen[:-1]] == [64] * (len(seen) - 1)  # in full batches
     assert found.lost["spy"][wrong].all()
     assert (found.norms["spy"][wrong] == 0).all()
@@ -111,28 +110,28 @@ def test_misclassified_images_are_lost_and_not_attacked(
 
 
 def test_worst_is_over_the_attacks_and_leaves_the_control_out(
-    linear: LoadedModel, test_images: ImageData
+    linear: LoadedModel, drawn: ImageData
 ) -> None:
     attacks = specs("noise,eps=0.9", "fgsm,eps=0.03", "pgd,norm=l2,eps=0.3,as=l2")
-    found = evaluate(linear, test_images, attacks)
+    found = evaluate(linear, drawn, attacks)
     worst = found.summary()["robust_accuracy"]
     assert worst["noise"] < worst["worst"]
     assert worst["worst"] == pytest.approx(1 - (found.lost["fgsm"] | found.lost["l2"]).mean())
     assert worst["worst"] <= min(worst["fgsm"], worst["l2"])
     assert found.lost["fgsm"].sum() != found.lost["l2"].sum()
-    assert "worst" not in evaluate(linear, test_images, specs("noise")).summary()["robust_accuracy"]
+    assert "worst" not in evaluate(linear, drawn, specs("noise")).summary()["robust_accuracy"]
 
 
-def test_a_row_an_image(linear: LoadedModel, test_images: ImageData) -> None:
-    found = evaluate(linear, test_images, specs("pgd,norm=l2,eps=0.4,steps=4,as=l2", "noise"))
+def test_a_row_an_image(linear: LoadedModel, drawn: ImageData) -> None:
+    found = evaluate(linear, drawn, specs("pgd,norm=l2,eps=0.4,steps=4,as=l2", "noise"))
     table = found.table()
     assert list(table.columns) == [
         "index", "label", "clean", "l2_prediction", "l2_norm", "l2_lost",
         "noise_prediction", "noise_norm", "noise_lost",
     ]  # fmt: skip
-    assert (table["index"] == test_images.index.numpy()).all()
-    assert (table["label"] == test_images.labels.numpy()).all()
-    assert (table["clean"] == predict(linear, to_float(test_images.images)).numpy()).all()
+    assert (table["index"] == drawn.index.numpy()).all()
+    assert (table["label"] == drawn.labels.numpy()).all()
+    assert (table["clean"] == predict(linear, to_float(drawn.images)).numpy()).all()
     lost = (table["clean"] != table["label"]) | (table["l2_prediction"] != table["label"])
     assert (table["l2_lost"] == lost).all()  # a fooled image stays where it was fooled
     assert table["l2_lost"].mean() == pytest.approx(1 - found.summary()["robust_accuracy"]["l2"])
@@ -171,22 +170,20 @@ def test_any_iterate_counts_unless_only_the_last_is_asked_for() -> None:
 @pytest.mark.parametrize("attack", ["pgd,steps=3", "pgd,steps=3,restarts=2", "fgsm", "noise"])
 @pytest.mark.parametrize("eps", [0.03, 0.06])
 def test_any_is_at_or_below_last(
-    attack: str, eps: float, linear: LoadedModel, test_images: ImageData
+    attack: str, eps: float, linear: LoadedModel, drawn: ImageData
 ) -> None:
     spec = specs(f"{attack},eps={eps}")
     any_, last = (
-        evaluate(linear, test_images, spec, verdict=verdict).lost[spec[0].condition]
+        evaluate(linear, drawn, spec, verdict=verdict).lost[spec[0].condition]
         for verdict in ("any", "last")
     )
     assert (last <= any_).all()
 
 
-def test_the_last_verdict_is_of_the_last_iterate(
-    linear: LoadedModel, test_images: ImageData
-) -> None:
-    found = evaluate(linear, test_images, specs("pgd,steps=3,eps=0.05"), verdict="last")
-    x, y = to_float(test_images.images), test_images.labels
-    attacked = pgd(linear.model, x, y, steps=3, eps=0.05, ids=test_images.keys, mode="last")
+def test_the_last_verdict_is_of_the_last_iterate(linear: LoadedModel, drawn: ImageData) -> None:
+    found = evaluate(linear, drawn, specs("pgd,steps=3,eps=0.05"), verdict="last")
+    x, y = to_float(drawn.images), drawn.labels
+    attacked = pgd(linear.model, x, y, steps=3, eps=0.05, ids=drawn.keys, mode="last")
     right = torch.from_numpy(found.clean) == y
     prediction = predict(linear, attacked)
     assert (found.predictions["pgd"][right] == prediction[right].numpy()).all()
@@ -216,28 +213,26 @@ def test_batch_size_order_and_layout_change_nothing(digits_test: ImageData) -> N
             assert found.norms[name] == pytest.approx(wanted.norms[name][rows], abs=1e-6)
 
 
-def test_the_seed_reaches_the_draws(linear: LoadedModel, test_images: ImageData) -> None:
+def test_the_seed_reaches_the_draws(linear: LoadedModel, drawn: ImageData) -> None:
     attack = specs("pgd,steps=1,step_size=1e-6,eps=0.1")  # nearly the random start alone
-    norms = [evaluate(linear, test_images, attack, seed=seed).norms["pgd"] for seed in (0, 0, 1)]
+    norms = [evaluate(linear, drawn, attack, seed=seed).norms["pgd"] for seed in (0, 0, 1)]
     assert (norms[0] == norms[1]).all()
     assert (norms[0] != norms[2]).any()
 
 
 def test_a_plugin_that_returns_inputs_only(
-    linear: LoadedModel, test_images: ImageData, tmp_path: Path
+    linear: LoadedModel, drawn: ImageData, tmp_path: Path
 ) -> None:
     attack = specs(plugin(tmp_path, "return 1 - inputs"))
-    found = evaluate(linear, test_images, attack)
-    x, y = to_float(test_images.images), test_images.labels
+    found = evaluate(linear, drawn, attack)
+    x, y = to_float(drawn.images), drawn.labels
     wanted = (predict(linear, 1 - x) != y) | (predict(linear, x) != y)
     assert (found.lost["mine"] == wanted.numpy()).all()
     assert "worst" in found.summary()["robust_accuracy"]
 
 
-def test_summary_is_plain_json(linear: LoadedModel, test_images: ImageData) -> None:
-    summary = evaluate(
-        linear, test_images, specs("pgd,steps=2,eps=0.05", "noise"), seed=3
-    ).summary()
+def test_summary_is_plain_json(linear: LoadedModel, drawn: ImageData) -> None:
+    summary = evaluate(linear, drawn, specs("pgd,steps=2,eps=0.05", "noise"), seed=3).summary()
     assert json.loads(json.dumps(summary)) == summary
     assert summary["model"] == "linear"
     assert (summary["data"], summary["split"], summary["samples"]) == ("digits", "test", 300)
@@ -301,13 +296,13 @@ def test_outputs_that_are_no_logits() -> None:
             evaluate(as_loaded(encoder), dark_images(), specs("pgd"))
 
 
-def test_requests_that_cannot_be_meant(linear: LoadedModel, test_images: ImageData) -> None:
+def test_requests_that_cannot_be_meant(linear: LoadedModel, drawn: ImageData) -> None:
     with pytest.raises(UserError, match="a name each; got pgd, pgd; name them apart with as=NAME"):
-        evaluate(linear, test_images, specs("pgd", "pgd,steps=5"))
+        evaluate(linear, drawn, specs("pgd", "pgd,steps=5"))
     with pytest.raises(UserError, match="--verdict expects one of any, last; got 'first'"):
-        evaluate(linear, test_images, [], verdict="first")
+        evaluate(linear, drawn, [], verdict="first")
     with pytest.raises(UserError, match="linear head"):
-        evaluate(as_loaded(nn.Flatten(), head=False), test_images, [])
+        evaluate(as_loaded(nn.Flatten(), head=False), drawn, [])
 
 
 def test_a_network_that_is_always_wrong_is_not_attacked() -> None:
@@ -322,7 +317,7 @@ def test_a_network_that_is_always_wrong_is_not_attacked() -> None:
     assert len(found.table()) == 8
 
 
-def test_progress_is_told_of_every_image(linear: LoadedModel, test_images: ImageData) -> None:
+def test_progress_is_told_of_every_image(linear: LoadedModel, drawn: ImageData) -> None:
     told: dict[str, list[int]] = {}
 
     class Spy(Silent):
@@ -335,7 +330,7 @@ def test_progress_is_told_of_every_image(linear: LoadedModel, test_images: Image
 
             yield Task(advance)
 
-    found = evaluate(linear, test_images, specs("fgsm"), batch_size=64, progress=Spy())
-    right = int((found.clean == test_images.labels.numpy()).sum())
+    found = evaluate(linear, drawn, specs("fgsm"), batch_size=64, progress=Spy())
+    right = int((found.clean == drawn.labels.numpy()).sum())
     assert told == {"clean": [300, 300], "fgsm": [right, right]}
     assert set(found.summary()["images_per_second"]) == {"clean", "fgsm"}

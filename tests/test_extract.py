@@ -286,7 +286,7 @@ def test_a_layer_with_an_offset_keeps_its_similarity(
             expected = cka(store.representation(name, "conv").rows(0, 56), second)
             assert cka(found, second) == pytest.approx(expected, abs=1e-3)
             # What float16 would do.
-            assert abs(cka(exact.half().numpy(), second) - expected) > 0.3
+            assert abs(cka(exact.half().numpy(), second) - expected) > 0.2
 
 
 def test_float32_for_all_layers_on_demand(
@@ -463,22 +463,18 @@ KILLED = 40  # images: two batches and a half
 # Where the process dies: at the n-th call of a function, before or after it; or after seconds.
 MOMENTS: dict[str, tuple[Any, list[str]]] = {
     "before-layout": (("write", "_add", 1), ONE),
-    "in-layout": (("write", "_create", 20), ONE),
     "unsynced-layout": (("write", "_sync", 1), ONE),
     "ready": (("write", "_sync", 2, True), ONE),
-    "first-write": (("Part", "write", 1), ONE),
     "half-a-batch": (("Part", "write", 5, True), ONE),
     "before-mark": (("Part", "mark", 2), ONE),
     "between-counters": (("write", "_sync", 6, True), ONE),
     "after-mark": (("Part", "mark", 2, True), ONE),
-    "all-written": (("Part", "mark", 3, True), ONE),
     "before-rename": (("os", "replace", 1), ONE),
     "some-time": (0.08, ONE),
     "some-later-time": (0.16, ONE),
     "add-copying": (("shutil", "copyfile", 1), TWO),
     "add-copied": (("shutil", "copyfile", 1, True), TWO),
     "add-layout": (("write", "_create", 5), TWO),
-    "add-half": (("Part", "write", 2), TWO),
     "add-marked": (("Part", "mark", 2, True), TWO),
     "add-before-rename": (("os", "replace", 1), TWO),
 }

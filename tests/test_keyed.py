@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+import repsim.keyed
 from repsim.keyed import keyed_bits, keyed_normal, keyed_sign, keyed_uniform, mix_seed
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -110,3 +111,11 @@ def test_normal_numbers_are_normal() -> None:
     # The moments of a standard normal, within five standard errors.
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs(draws.pow(power).mean() - moment) < 5 * math.sqrt(variance / n)
+
+
+def test_normal_numbers_are_finite_at_the_rarest_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = torch.tensor([[0, -1]])  # all bits 0, all bits 1
+    monkeypatch.setattr(repsim.keyed, "keyed_bits", lambda *args, **keys: words)
+    low, high = keyed_normal(IDS[:1], (2,), seed=0)[0].tolist()
+    assert low == pytest.approx(math.sqrt(48 * math.log(2)))
+    assert high == pytest.approx(0, abs=1e-3)

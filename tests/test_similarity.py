@@ -242,7 +242,7 @@ def test_biased_needs_two_samples() -> None:
 
 def test_other_numbers_of_samples() -> None:
     X, Y = related(10, 5, 6)
-    with pytest.raises(UserError, match="same samples.*has 10, .* 9"):
+    with pytest.raises(UserError, match=r"same samples.*has 10, .* 9"):
         cka(X, Y[:9])
 
 
@@ -257,7 +257,7 @@ def test_numbers_that_are_not_finite_name_layer_and_sample(bad: float, p: int) -
 
 def test_numbers_too_large_to_square() -> None:
     X, Y = related(30, 20, 20)
-    with pytest.raises(UserError, match="layer X.*float32 can hold"):
+    with pytest.raises(UserError, match=r"layer X.*float32 can hold"):
         cka(X.astype(np.float64) * 1e25, Y)
 
 

@@ -79,10 +79,12 @@ def _find_folder(source: str, split: str, root: str | Path | None) -> Path | Non
     """The folder meant by `source`, if it means one: itself, or one of that name below the root."""
     if source == "digits":
         return None
-    here, below = Path(source), _base(root) / source
-    for folder in (here, below):
-        if folder.is_dir() and (_layout(folder, split) or source not in KNOWN):
-            return folder
+    places = [Path(source), _base(root) / source]
+    found = [folder for folder in places if _layout(folder, split)]
+    if not found and source not in KNOWN:  # one without this split: let it say what is missing
+        found = [folder for folder in places if folder.is_dir()]
+    if found:
+        return found[0]
     if os.sep in source and ":" not in source:
         raise UserError(f"--data expects a name or a folder; there is no folder {source}")
     return None

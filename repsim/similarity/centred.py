@@ -17,6 +17,19 @@ from repsim.similarity.representation import Representation, describe
 from repsim.similarity.tiles import Plan
 
 
+class Buffers:
+    """Room for two tiles, used again for every representation: no page is faulted in twice."""
+
+    def __init__(self, plan: Plan, widest: int, device: torch.device) -> None:
+        self.rows = plan.groups * plan.block
+        slots = 2 if len(plan.tiles) > 1 else 1
+        self._room = [torch.empty(self.rows * widest, device=device) for _ in range(slots)]
+
+    def take(self, slot: int, features: int) -> Tensor:
+        """A tile (rows, features) with any content; good until the slot is taken again."""
+        return self._room[slot][: self.rows * features].view(self.rows, features)
+
+
 class CentredTiles:
     """Tiles (groups·block, features) of a representation; reads nothing before `prepare`.
 
@@ -29,11 +42,18 @@ class CentredTiles:
     constant: bool
 
     def __init__(
-        self, representation: Representation, plan: Plan, *, keep: bool, device: torch.device
+        self,
+        representation: Representation,
+        plan: Plan,
+        buffers: Buffers,
+        *,
+        keep: bool,
+        device: torch.device,
     ) -> None:
         self.representation = representation
         self.plan = plan
         self.device = device
+        self._buffers = buffers
         self._order = [torch.from_numpy(order).to(device) for order in plan.order]
         self._padded = [torch.from_numpy(np.flatnonzero(p)).to(device) for p in plan.padded]
         self._keep = keep
@@ -48,18 +68,17 @@ class CentredTiles:
         """
         if self._centre is not None:
             return
-        values = self._raw(0)
-        self._centre = values.mean(0)
-        first = values[0].clone()
+        first: Tensor | None = None
         self.constant = True
         norms = []
         for index in range(len(self.plan.tiles)):
-            values = values if index == 0 else self._raw(index)
+            values = self._load(index, 0)
+            first = values[0].clone() if first is None else first
             # In pieces: the first one shows of nearly every layer that it varies.
             self.constant = self.constant and all(
                 bool((piece == first).all()) for piece in values.split(64)
             )
-            values = self._move(values, index)
+            values[self._padded[index]] = 0
             norms.append(torch.linalg.vector_norm(values, dim=1).double().square())
             if self._keep or len(self.plan.tiles) == 1:
                 self._tiles[index] = values
@@ -67,30 +86,41 @@ class CentredTiles:
         if not bool(self.norms.isfinite().all()):
             self._refuse()
 
-    def tile(self, index: int) -> Tensor:
-        """Rows of tile `index`, sorted by group; zero where padded."""
-        if index in self._tiles:
-            return self._tiles[index]
-        return self._move(self._raw(index), index)
+    def tile(self, index: int, slot: int = 0) -> Tensor:
+        """Rows of tile `index`, sorted by group, zero where padded; good until `slot` is reused."""
+        if index not in self._tiles:
+            values = self._load(index, slot)
+            values[self._padded[index]] = 0
+            return values
+        return self._tiles[index]
 
     def release(self) -> None:
-        """Forget the tiles that were not meant to stay."""
+        """The buffers go to another representation."""
         if not self._keep:
             self._tiles.clear()
 
-    def _raw(self, index: int) -> Tensor:
-        """Rows of a tile in order, float32 (float64 from float64); its first one where padded."""
+    def _load(self, index: int, slot: int) -> Tensor:
+        """Centred rows of a tile in order; its first one where padded."""
         start, stop = self.plan.tiles[index]
         rows = self.representation.rows(start, stop)
         source = torch.from_numpy(rows if rows.flags.writeable else rows.copy()).to(self.device)
-        values = source.index_select(0, self._order[index])
-        return values if values.dtype == torch.float64 else values.float()
-
-    def _move(self, values: Tensor, index: int) -> Tensor:
-        assert self._centre is not None
-        values = values.sub_(self._centre).float()
-        values[self._padded[index]] = 0
-        return values
+        width = source.shape[1]
+        if self._keep:
+            out = torch.empty(self._buffers.rows, width, device=self.device)
+        else:
+            out = self._buffers.take(slot, width)
+        if source.dtype == torch.float64:  # centred before it is rounded
+            wide = source.index_select(0, self._order[index])
+            if self._centre is None:
+                self._centre = wide.mean(0)
+            return out.copy_(wide.sub_(self._centre))
+        if source.dtype == torch.float32:
+            torch.index_select(source, 0, self._order[index], out=out)
+        else:
+            out.copy_(source.index_select(0, self._order[index]))
+        if self._centre is None:
+            self._centre = out.mean(0)
+        return out.sub_(self._centre)
 
     def _refuse(self) -> None:
         name = describe(self.representation)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from repsim.similarity.centred import CentredTiles
+from repsim.similarity.centred import Buffers, CentredTiles
 from repsim.similarity.gram import Progress, full_float32
 from repsim.similarity.kernels import Linear
 from repsim.similarity.representation import Representation
@@ -42,7 +42,10 @@ def covariance_sums(
         device: where the products are made.
         progress: called with the tiles that are done and their number.
     """
-    sources = [CentredTiles(one, plan, keep=False, device=device) for one in representations]
+    buffers = Buffers(plan, max(one.features for one in representations), device)
+    sources = [
+        CentredTiles(one, plan, buffers, keep=False, device=device) for one in representations
+    ]
     for source in sources:
         source.prepare()
         source.release()

@@ -186,7 +186,7 @@ def cka_pairs(representations: Sequence[Representation], **options: Any) -> Pair
 def _normalised(hsic: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., R, R) HSIC to CKA."""
     norm = np.sqrt(np.diagonal(hsic, axis1=-2, axis2=-1))
-    return np.asarray(hsic / norm[..., :, None] / norm[..., None, :])
+    return np.asarray(hsic / (norm[..., :, None] * norm[..., None, :]))
 
 
 def _minibatch(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repsim.similarity.centred import CentredTiles
+from repsim.similarity.centred import Buffers, CentredTiles
 from repsim.similarity.kernels import Fitted, Kernel
 from repsim.similarity.representation import Representation
 from repsim.similarity.sums import Sums
@@ -44,9 +44,10 @@ def gram_sums(
         progress: called with the Gram tiles that are done and their number.
     """
     count, groups, block = len(representations), plan.groups, plan.block
+    buffers = Buffers(plan, max(one.features for one in representations), device)
     sources = [
-        CentredTiles(representation, plan, keep=position in plan.keep, device=device)
-        for position, representation in enumerate(representations)
+        CentredTiles(one, plan, buffers, keep=position in plan.keep, device=device)
+        for position, one in enumerate(representations)
     ]
     fitted: list[Fitted] = []
     padding = [torch.from_numpy(np.flatnonzero(padded)).to(device) for padded in plan.padded]
@@ -63,14 +64,13 @@ def gram_sums(
                 if step == 0:
                     fitted.append(kernel.fit(source))
                 left = source.tile(a)
-                _products(left, left if a == b else source.tile(b), gram, block)
+                _products(left, left if a == b else source.tile(b, 1), gram, block)
                 fitted[position].apply_(gram, a, b)
                 if a == b:
                     gram.fill_diagonal_(0)
                 gram[padding[a], :] = 0
                 gram[:, padding[b]] = 0
                 _scatter(gram, stack[:, position], block, upper=a == b)
-                del left  # before the next representation is read
                 source.release()
                 if progress:
                     progress(step * count + position + 1, len(plan.pairs) * count)

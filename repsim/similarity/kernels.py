@@ -143,7 +143,8 @@ def median_distance(source: CentredTiles) -> float:
     distances = []
     for a, b in plan.pairs:
         rows, columns = places[a].to(source.device), places[b].to(source.device)
-        left, right = source.tile(a)[rows], source.tile(b)[columns]
+        left = source.tile(a)[rows]  # copies: the second may come into the buffer of the first
+        right = source.tile(b)[columns]
         squares = source.norms[a][rows][:, None] + source.norms[b][columns]
         squares -= 2 * (left @ right.T)
         if a == b:

@@ -85,29 +85,32 @@ def plan_tiles(samples: int, features: Sequence[int], groups: int, memory: int) 
     count, widest = len(features), max(features)
     free = memory - 8 * count * samples * groups
 
+    def height(limit: int) -> int:
+        # Tiles of one height, in whole runs of the assignment: blocks of one height too.
+        tiles = -(-samples // limit)
+        return -(-samples // (tiles * groups)) * groups
+
     def needed(rows: int) -> int:
         # Of a single tile only the upper blocks are needed, slightly more than half.
         gram = count * (groups + 1) / (2 * groups) if rows >= samples else count
         # Two tiles of one representation, and a third while it is read and put in order.
         return int(4 * rows * rows * (gram + 2)) + 3 * 4 * rows * widest
 
-    everything = 4 * samples * sum(features)
-    limit = min(samples, TILE)
-    if (samples > TILE or needed(samples) > free) and needed(KEPT_TILE) + everything <= free:
-        limit = min(limit, KEPT_TILE)
-    while needed(limit) > free and limit > 2 * groups:
+    limit = TILE
+    everything = 4 * (samples + TILE) * sum(features)
+    one_tile = samples <= TILE and needed(height(TILE)) <= free
+    if not one_tile and needed(height(KEPT_TILE)) + everything <= free:
+        limit = KEPT_TILE
+    while needed(height(limit)) > free and limit > 2 * groups:
         limit = max(2 * groups, int(limit * 0.8))
-
-    tiles_wanted = -(-samples // limit)
-    rows = -(-samples // tiles_wanted)
-    rows = -(-rows // groups) * groups  # whole runs of the assignment: blocks of equal height
+    rows = height(limit)
     tiles = [(start, min(start + rows, samples)) for start in range(0, samples, rows)]
 
     keep = set()
     if len(tiles) > 1:
         left = free - needed(rows)
         for position in np.argsort(features, kind="stable"):
-            left -= 4 * samples * features[position]
+            left -= 4 * rows * len(tiles) * features[position]
             if left < 0:
                 break
             keep.add(int(position))
