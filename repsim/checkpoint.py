@@ -150,8 +150,16 @@ def load_model(
     if _is_name(text):
         torch.manual_seed(seed)
         names = list(classes) if classes is not None else [str(i) for i in range(10)]
-        meta = {"arch": text, "arch_args": {}, "classes": names, "seed": seed, "scheme": "untrained",
-                "head": ["linear"], **given, **_normalisation(mean, std, channels)}  # fmt: skip
+        meta = {
+            "arch": text,
+            "arch_args": {},
+            "classes": names,
+            "seed": seed,
+            "scheme": "untrained",
+            "head": ["linear"],
+            **given,
+            **_normalisation(mean, std, channels),
+        }
         return _loaded(meta, None, f"untrained:{text}:{seed}", text.replace("/", "-"))
     path = Path(source)
     content = read_plain(path)
@@ -168,8 +176,15 @@ def load_model(
         )
     if classes is None:
         raise UserError(f"{path}: a foreign state dict expects --data, to know the classes")
-    meta = {"arch": arch, "arch_args": {}, "classes": list(classes), "scheme": "foreign", "head": ["linear"],
-            **given, **_normalisation(mean, std, channels)}  # fmt: skip
+    meta = {
+        "arch": arch,
+        "arch_args": {},
+        "classes": list(classes),
+        "scheme": "foreign",
+        "head": ["linear"],
+        **given,
+        **_normalisation(mean, std, channels),
+    }
     return _loaded(meta, state_dict, sha256_of(path), path.stem)
 
 
@@ -225,7 +240,9 @@ def find_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
             found = found[key]
             break
     if not isinstance(found, dict) or not found:
-        raise UserError(f"{path}: expected a checkpoint; got {type(found).__name__} without weights")
+        raise UserError(
+            f"{path}: expected a checkpoint; got {type(found).__name__} without weights"
+        )
     tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise UserError(
@@ -238,9 +255,7 @@ def find_state_dict(path: Path, content: Any) -> dict[str, Tensor]:
 def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bare names: without what DataParallel, torch.compile and wrappers put before all of them."""
     bare = dict(state_dict)
-    while prefix := next(
-        (p for p in PREFIXES if all(name.startswith(p) for name in bare)), None
-    ):
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None):
         bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
     return bare
 

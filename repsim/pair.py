@@ -124,7 +124,9 @@ def compare_pair(
 def _sides(pair: str) -> list[str]:
     sides = [side.strip() for side in pair.split(",")]
     if len(sides) != 2 or not all(sides):
-        raise UserError(f"--pair expects two sides, such as clean,adv or st:adv,at:adv; got {pair!r}")
+        raise UserError(
+            f"--pair expects two sides, such as clean,adv or st:adv,at:adv; got {pair!r}"
+        )
     return sides
 
 

@@ -162,7 +162,11 @@ def train(
         )
     check_writable(out)
     objective: Objective = resolve(config.scheme, OBJECTIVES, kind="scheme")
-    channels, size = data.images.shape[1], data.images.shape[-1]
+    _, channels, height, size = data.images.shape
+    if height != size:
+        raise UserError(
+            f"training expects square images; {data.name} has {size}×{height}; give --image-size"
+        )
     runtime = runtime or Runtime.of(image_size=size, training=True)
     if mean is None or std is None:
         mean, std = channel_statistics(data.images)
@@ -276,7 +280,9 @@ class TrainingRun:
                 )  # fmt: skip
 
             with self.runtime.autocast():
-                result = self.objective(self.forward, images, labels, attack if self.attack else None)
+                result = self.objective(
+                    self.forward, images, labels, attack if self.attack else None
+                )
             loss, numbers = result if isinstance(result, tuple) else (result, {})
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -321,9 +327,7 @@ class TrainingRun:
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
-        return torch.optim.Adam(
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         model.parameters(), lr=config.lr, momentum=config.momentum,
         weight_decay=config.weight_decay, nesterov=config.momentum > 0,

@@ -80,7 +80,15 @@ def no_checkpoint(at: Path) -> list[str]:
 
 def other_architecture(at: Path) -> list[str]:
     torch.save(torch.load(at / "st.pt", weights_only=True)["state_dict"], at / "weights.pth")
-    return ["evaluate", "--model", str(at / "weights.pth"), "--arch", "resnet20", "--data", "digits"]
+    return [
+        "evaluate",
+        "--model",
+        str(at / "weights.pth"),
+        "--arch",
+        "resnet20",
+        "--data",
+        "digits",
+    ]
 
 
 def runs_code(at: Path) -> list[str]:

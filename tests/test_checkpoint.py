@@ -44,7 +44,9 @@ def test_a_checkpoint_holds_only_what_weights_only_loads(checkpoints: dict[str, 
     assert content["data"]["name"] == "digits"
     assert len(content["history"]) == 8
     assert content["seed"] == 0
-    assert all(not k.startswith(("module.", "encoder.", "_orig_mod.")) for k in content["state_dict"])
+    assert all(
+        not k.startswith(("module.", "encoder.", "_orig_mod.")) for k in content["state_dict"]
+    )
     assert "mean" not in content["state_dict"]
     assert str(checkpoints["at"].parent) not in str(content)  # a name, never a path
 
@@ -102,7 +104,7 @@ def test_a_zip_that_is_no_checkpoint(tmp_path: Path) -> None:
 def test_missing_file_and_misspelt_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_model(tmp_path / "none.pt")
-    with pytest.raises(UserError, match="near: .*resnet20"):
+    with pytest.raises(UserError, match=r"near: .*resnet20"):
         load_model("resnet21")
 
 

@@ -28,9 +28,7 @@ def run(command: str) -> None:
 
 
 @pytest.fixture
-def folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path]
-) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path]) -> Path:
     """A working folder with a checkpoint called mine.pt and its store."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.pt").write_bytes(checkpoints["at"].read_bytes())
@@ -71,7 +69,7 @@ def test_the_notebook_code(folder: Path) -> None:
     ran = subprocess.run([sys.executable, "cells.py"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     found = ast.literal_eval(ran.stdout)
-    assert list(found)[0] == "relu"
+    assert next(iter(found)) == "relu"
     assert all(0.5 < value <= 1 + 1e-6 for value in found.values())
 
 

@@ -141,7 +141,6 @@ def test_the_average_is_what_is_kept(few: ImageData, tmp_path: Path) -> None:
     plain, one = weights(tmp_path / "plain.pt"), weights(tmp_path / "one.pt")
     assert all(torch.equal(plain[k], one[k]) for k in plain)
 
-
     config = TrainConfig(epochs=2, batch_size=300, schedule="constant", lr=0.01, average=0.5)
     train(few, "resnet8", tmp_path / "two.pt", config)
     second = TrainConfig(**{**vars(config), "average": 0.0})
@@ -166,9 +165,7 @@ def test_the_same_request_is_done_and_another_is_refused(few: ImageData, tmp_pat
     assert out.read_bytes() != before
 
 
-def test_an_interrupted_run_with_other_settings_is_refused(
-    few: ImageData, tmp_path: Path
-) -> None:
+def test_an_interrupted_run_with_other_settings_is_refused(few: ImageData, tmp_path: Path) -> None:
     out = tmp_path / "a.pt"
     with pytest.raises(Killed):
         train(few, "resnet8", out, TrainConfig(epochs=3), progress=KillAfter(1))
@@ -190,7 +187,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
         "    return loss * float('nan') if calls > 3 else loss\n"
     )
     config = TrainConfig(scheme=f"{plugin}:objective", epochs=3, batch_size=100)
-    with pytest.raises(UserError, match="loss is nan in epoch 2.*lower --lr"):
+    with pytest.raises(UserError, match=r"loss is nan in epoch 2.*lower --lr"):
         train(few, "resnet8", tmp_path / "a.pt", config)
     state = torch.load(tmp_path / "a.pt.resume", weights_only=True)
     assert state["epoch"] == 1

@@ -210,7 +210,9 @@ def hardware(runtime: Runtime) -> str:
     if runtime.device.startswith("cuda"):
         return torch.cuda.get_device_name()
     name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+    for line in (
+        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    ):
         if line.startswith("model name"):
             name = line.partition(":")[2].strip()
             break

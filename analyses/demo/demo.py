@@ -84,7 +84,9 @@ def main() -> None:
             ])  # fmt: skip
         clean = pairs.long_range("clean")
         numbers[name]["clean"] = clean
-        rows.append(["", "", "none", "", "", "", number(clean["long_range"], clean["long_range_ci"])])
+        rows.append(
+            ["", "", "none", "", "", "", number(clean["long_range"], clean["long_range_ci"])]
+        )
     save_figure(
         clean_vs_attacked({
             name: {c: pairs.matrix("clean", c) for c in ("pgd", "noise")}

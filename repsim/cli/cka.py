@@ -32,13 +32,27 @@ csv_option = click.option(
 @click.command()
 @stores_argument
 @pair_option
-@click.option("--estimator", type=click.Choice(["debiased", "biased", "minibatch"]),
-              default="debiased", show_default=True)
-@click.option("--kernel", default="linear", show_default=True, metavar="linear|rbf[:FRACTION]",
-              help="rbf: bandwidth as a fraction of the median distance.")
+@click.option(
+    "--estimator",
+    type=click.Choice(["debiased", "biased", "minibatch"]),
+    default="debiased",
+    show_default=True,
+)
+@click.option(
+    "--kernel",
+    default="linear",
+    show_default=True,
+    metavar="linear|rbf[:FRACTION]",
+    help="rbf: bandwidth as a fraction of the median distance.",
+)
 @click.option("--batch-size", type=int, help="Of the minibatch estimator. [default: 256]")
-@click.option("--groups", type=int, default=10, show_default=True,
-              help="Jackknife groups behind the intervals; 1 for none.")
+@click.option(
+    "--groups",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Jackknife groups behind the intervals; 1 for none.",
+)
 @layers_option
 @out_option("cka.h5", "The result to write; the figure goes beside it as .png.")
 @csv_option

@@ -77,6 +77,19 @@ def _check_fit(loaded: LoadedModel, images: ImageData) -> None:
             f"{loaded.name} expects {len(meta['classes'])} classes; {images.name} has "
             f"{len(images.classes)}; try another --data"
         )
+    known, here = list(meta["classes"]), list(images.classes)
+    # Classes that are only numbered say nothing about what they are.
+    if known != here and not any(
+        names == [str(i) for i in range(len(names))] for names in (known, here)
+    ):
+        raise UserError(
+            f"{loaded.name} expects the classes {_few(known)}; {images.name} has {_few(here)}, in "
+            "this order; labels would mean other classes; try another --data"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def attack_specs(

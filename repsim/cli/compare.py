@@ -12,8 +12,12 @@ from repsim.cli.options import out_option, output_options, overwrite_option
 
 @click.command()
 @stores_argument
-@click.option("--measure", required=True, metavar="NAME|FILE.py:FUNCTION",
-              help="cka, or your own function (X, Y) -> number of arrays (samples, features).")
+@click.option(
+    "--measure",
+    required=True,
+    metavar="NAME|FILE.py:FUNCTION",
+    help="cka, or your own function (X, Y) -> number of arrays (samples, features).",
+)
 @pair_option
 @layers_option
 @out_option("compare.h5", "The result to write; the figure goes beside it as .png.")

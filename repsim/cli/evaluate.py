@@ -20,17 +20,28 @@ from repsim.cli.options import (
 
 @click.command()
 @model_options
-@click.option("--attack", "attacks", multiple=True, metavar="ATTACK",
-              help="pgd, fgsm, noise, NAME,key=value,..., or file.py:function; may be repeated. "
-              "[default: pgd]")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="ATTACK",
+    help="pgd, fgsm, noise, NAME,key=value,..., or file.py:function; may be repeated. "
+    "[default: pgd]",
+)
 @attack_size_options
-@click.option("--verdict", type=click.Choice(["any", "last"]), default="any", show_default=True,
-              help="An image is lost if any iterate fools the network, or if the last one does.")
+@click.option(
+    "--verdict",
+    type=click.Choice(["any", "last"]),
+    default="any",
+    show_default=True,
+    help="An image is lost if any iterate fools the network, or if the last one does.",
+)
 @data_options("test")
 @samples_option(DEFAULT_SAMPLES)
 @run_options(256)
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.csv",
-              help="Also write a row an image.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE.csv", help="Also write a row an image."
+)
 @output_options
 def evaluate(
     model: str, arch: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
@@ -66,9 +77,7 @@ def evaluate(
         image_size=image_size, samples=samples, arch=arch, mean=mean, std=std, seed=seed,
         say=progress.say,
     )  # fmt: skip
-    specs = attack_specs(
-        attacks, images, attack_settings(eps, norm, steps, step_size, restarts)
-    )
+    specs = attack_specs(attacks, images, attack_settings(eps, norm, steps, step_size, restarts))
     runtime = Runtime.of(device, precision, image_size=images.images.shape[-1])
     found = library.evaluate(
         loaded, images, specs, batch_size=batch_size, runtime=runtime, seed=seed, verdict=verdict,

@@ -22,20 +22,48 @@ from repsim.cli.options import (
 
 @click.command()
 @model_options
-@click.option("--attack", "attacks", multiple=True, metavar="ATTACK",
-              help="pgd, fgsm, NAME,key=value,..., or file.py:function; may be repeated. "
-              "[default: pgd]")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="ATTACK",
+    help="pgd, fgsm, NAME,key=value,..., or file.py:function; may be repeated. [default: pgd]",
+)
 @attack_size_options
-@click.option("--control/--no-control", default=True, show_default=True,
-              help="Also noise of the attack's size.")
-@click.option("--inputs-from", type=click.Path(path_type=Path), metavar="STORE",
-              help="Run on another store's attacked images instead of attacking.")
-@click.option("--layers", "patterns", multiple=True, default=("blocks",), metavar="WHICH",
-              help="blocks, leaf, all, or a shell pattern; may be repeated. [default: blocks]")
-@click.option("--reduce", default="flatten", show_default=True, metavar="flatten|avgpool|project:K",
-              help="What is kept of a layer's activations.")
-@click.option("--dtype", type=click.Choice(["auto", "float32"]), default="auto", show_default=True,
-              help="auto: float16 where it is enough.")
+@click.option(
+    "--control/--no-control",
+    default=True,
+    show_default=True,
+    help="Also noise of the attack's size.",
+)
+@click.option(
+    "--inputs-from",
+    type=click.Path(path_type=Path),
+    metavar="STORE",
+    help="Run on another store's attacked images instead of attacking.",
+)
+@click.option(
+    "--layers",
+    "patterns",
+    multiple=True,
+    default=("blocks",),
+    metavar="WHICH",
+    help="blocks, leaf, all, or a shell pattern; may be repeated. [default: blocks]",
+)
+@click.option(
+    "--reduce",
+    default="flatten",
+    show_default=True,
+    metavar="flatten|avgpool|project:K",
+    help="What is kept of a layer's activations.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32"]),
+    default="auto",
+    show_default=True,
+    help="auto: float16 where it is enough.",
+)
 @data_options("test")
 @samples_option(DEFAULT_SAMPLES)
 @run_options(128)

@@ -12,8 +12,14 @@ from repsim.cli.options import data_options, model_options, output_options
 
 @click.command()
 @model_options
-@click.option("--layers", "patterns", multiple=True, default=("all",), metavar="WHICH",
-              help="blocks, leaf, all, or a shell pattern; may be repeated. [default: all]")
+@click.option(
+    "--layers",
+    "patterns",
+    multiple=True,
+    default=("all",),
+    metavar="WHICH",
+    help="blocks, leaf, all, or a shell pattern; may be repeated. [default: all]",
+)
 @data_options("test")
 @output_options
 def layers(

@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
         # A full disk, a folder that cannot be written, a file that went away.
         _fail(error, f"{error.filename or 'file'}: {error.strerror or error}", debug)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("repsim: interrupted; the same command continues what can be continued", err=True)
+        click.echo(
+            "repsim: interrupted; the same command continues what can be continued", err=True
+        )
         sys.exit(130)
 
 

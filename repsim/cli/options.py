@@ -81,7 +81,11 @@ attack_size_options = _stack(
 
 
 def attack_settings(
-    eps: str | None, norm: str | None, steps: str | None, step_size: str | None, restarts: str | None
+    eps: str | None,
+    norm: str | None,
+    steps: str | None,
+    step_size: str | None,
+    restarts: str | None,
 ) -> dict[str, str]:
     """The given ones among the attack options, as `parse_attack` takes them."""
     settings = {"eps": eps, "norm": norm, "steps": steps, "step_size": step_size,

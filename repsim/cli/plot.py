@@ -11,9 +11,13 @@ from repsim.cli.options import out_option
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--kind", type=click.Choice(["heatmap", "difference", "diagonal"]),
-              default="heatmap", show_default=True,
-              help="Heatmaps on one scale; the first minus the second; same-layer curves.")
+@click.option(
+    "--kind",
+    type=click.Choice(["heatmap", "difference", "diagonal"]),
+    default="heatmap",
+    show_default=True,
+    help="Heatmaps on one scale; the first minus the second; same-layer curves.",
+)
 @click.option("--title", "titles", multiple=True, help="A panel's title; once for each result.")
 @out_option(None, "The figure: .png, .pdf or .svg.")
 def plot(results: tuple[Path, ...], kind: str, titles: tuple[str, ...], out: Path) -> None:
@@ -26,7 +30,7 @@ def plot(results: tuple[Path, ...], kind: str, titles: tuple[str, ...], out: Pat
     """
     from repsim.cli.common import check_outputs
     from repsim.errors import UserError
-    from repsim.plot import difference, diagonal, panels, save_figure
+    from repsim.plot import diagonal, difference, panels, save_figure
     from repsim.result import load_result
 
     check_outputs(out)

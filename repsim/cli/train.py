@@ -21,30 +21,67 @@ from repsim.cli.options import (
 
 @click.command()
 @data_options("train")
-@click.option("--model", default="resnet18", show_default=True, metavar="NAME",
-              help="Architecture: a name, torchvision/NAME, timm/NAME or file.py:function.")
-@click.option("--scheme", default="sl", show_default=True, metavar="NAME",
-              help="Learning scheme: sl (supervised), or file.py:function.")
-@click.option("--scenario", type=click.Choice(["st", "at"]), default="st", show_default=True,
-              help="st: on the images; at: on attacked images.")
-@click.option("--attack", metavar="ATTACK",
-              help="Training attack of scenario at. [default: pgd,steps=10]")
-@click.option("--attack-mode", type=click.Choice(["eval", "train"]), default="eval",
-              show_default=True, help="Mode of the network while it is attacked.")
+@click.option(
+    "--model",
+    default="resnet18",
+    show_default=True,
+    metavar="NAME",
+    help="Architecture: a name, torchvision/NAME, timm/NAME or file.py:function.",
+)
+@click.option(
+    "--scheme",
+    default="sl",
+    show_default=True,
+    metavar="NAME",
+    help="Learning scheme: sl (supervised), or file.py:function.",
+)
+@click.option(
+    "--scenario",
+    type=click.Choice(["st", "at"]),
+    default="st",
+    show_default=True,
+    help="st: on the images; at: on attacked images.",
+)
+@click.option(
+    "--attack", metavar="ATTACK", help="Training attack of scenario at. [default: pgd,steps=10]"
+)
+@click.option(
+    "--attack-mode",
+    type=click.Choice(["eval", "train"]),
+    default="eval",
+    show_default=True,
+    help="Mode of the network while it is attacked.",
+)
 @attack_size_options
 @click.option("--epochs", type=int, default=30, show_default=True)
 @click.option("--lr", type=float, help="Peak learning rate. [default: 0.1 for sgd, 0.001 for adam]")
 @click.option("--optimizer", type=click.Choice(["sgd", "adam"]), default="sgd", show_default=True)
 @click.option("--momentum", type=float, default=0.9, show_default=True)
 @click.option("--weight-decay", type=float, default=5e-4, show_default=True)
-@click.option("--schedule", type=click.Choice(["onecycle", "cosine", "constant"]),
-              default="onecycle", show_default=True)
-@click.option("--average", type=float, default=0.0, show_default=True, metavar="DECAY",
-              help="Decay of an average of the weights, which is then kept; 0: none.")
-@click.option("--augment", type=click.Choice(["none", "crop", "crop-flip"]),
-              help="Augmentation. [default: what is usual for the data set]")
-@click.option("--channels-last/--no-channels-last", default=None,
-              help="Memory layout. [default: where measured faster]")
+@click.option(
+    "--schedule",
+    type=click.Choice(["onecycle", "cosine", "constant"]),
+    default="onecycle",
+    show_default=True,
+)
+@click.option(
+    "--average",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="DECAY",
+    help="Decay of an average of the weights, which is then kept; 0: none.",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["none", "crop", "crop-flip"]),
+    help="Augmentation. [default: what is usual for the data set]",
+)
+@click.option(
+    "--channels-last/--no-channels-last",
+    default=None,
+    help="Memory layout. [default: where measured faster]",
+)
 @click.option("--compile", "compile_", is_flag=True, help="Run through torch.compile.")
 @click.option("--mean", type=Numbers(), help="Normalisation. [default: the training images']")
 @click.option("--std", type=Numbers())

@@ -57,7 +57,9 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, inputs, h, w) -> (batch, width, h/stride, w/stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
-        return self.relu2(self.bn2(self.conv2(out)) + (x if self.shortcut is None else self.shortcut(x)))
+        return self.relu2(
+            self.bn2(self.conv2(out)) + (x if self.shortcut is None else self.shortcut(x))
+        )
 
 
 class Bottleneck(nn.Module):
@@ -83,7 +85,9 @@ class Bottleneck(nn.Module):
         """(batch, inputs, h, w) -> (batch, 4 width, h/stride, w/stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.relu2(self.bn2(self.conv2(out)))
-        return self.relu3(self.bn3(self.conv3(out)) + (x if self.shortcut is None else self.shortcut(x)))
+        return self.relu3(
+            self.bn3(self.conv3(out)) + (x if self.shortcut is None else self.shortcut(x))
+        )
 
 
 def shortcut(inputs: int, outputs: int, stride: int, parameter_free: bool) -> nn.Module | None:
