@@ -256,8 +256,11 @@ def main() -> None:
         if args.only in (None, name):
             for row in stage():
                 rows.append(row)
-                print(f"{row.stage}: {row.what}: {row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}], "
-                      f"{row.seconds:.2f} s over {row.floor_seconds:.2f} s. {row.note}", flush=True)  # fmt: skip
+                print(
+                    f"{row.stage}: {row.what}: {row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}], "
+                    f"{row.seconds:.2f} s over {row.floor_seconds:.2f} s. {row.note}",
+                    flush=True,
+                )
     if args.only is None:
         table = markdown(rows, hardware(runtime))
         (HERE / "results.md").write_text(table)

@@ -14,7 +14,7 @@ from repsim.store import Column, open_store, stored_bytes
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Images classified correctly under a condition, of all."""
+    """Images classified correctly clean and under a condition, of all."""
 
     correct: int
     samples: int

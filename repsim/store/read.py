@@ -201,10 +201,13 @@ class Store:
         return str(group["norm"].attrs["norm"])
 
     def accuracy(self, condition: str) -> tuple[int, int]:
-        """Images classified correctly, and all of them."""
-        logits = self.column(condition, "logits")
-        assert logits is not None
-        return int((logits.argmax(1) == self.labels).sum()), len(self.labels)
+        """Images classified correctly clean and under the condition, and all of them."""
+        right = [
+            logits.argmax(1) == self.labels
+            for name in {"clean", self.resolve(condition)}
+            if (logits := self.column(name, "logits")) is not None
+        ]
+        return int(np.logical_and.reduce(right).sum()), len(self.labels)
 
     def float32_layers(self) -> dict[str, str]:
         """Layers that are stored in float32 under some condition, and why."""
