@@ -31,6 +31,7 @@ from repsim.similarity import (
     interval,
 )
 from repsim.similarity.representation import describe
+from repsim.store import match_rows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -241,6 +242,7 @@ def compare(
 def compare_all(
     representations: Sequence[Representation],
     *,
+    only: Sequence[tuple[Side, Side]] | None = None,
     measure: str | Measure | Callable[..., Any] = "cka",
     estimator: str | None = None,
     kernel: str | None = None,
@@ -255,6 +257,8 @@ def compare_all(
     Args:
         representations: with the same samples in the same order. The same (model, condition,
             layer) given twice is taken once.
+        only: the pairs of sides that will be asked for, so that a measure that costs something
+            for each pair leaves out the rest; all by default.
         measure: a name in `MEASURES`, `module:object` or `file.py:object`, or the object: a
             `Measure`, or a function (X, Y) -> float of arrays (samples, features), which is
             called once for each pair and has no intervals.
@@ -272,6 +276,11 @@ def compare_all(
     """
     unique = _unique(representations)
     wanted = np.ones((len(unique), len(unique)), dtype=np.bool_)
+    if only is not None:
+        sides = [(model, condition) for model, condition, _ in unique]
+        wanted[:] = False
+        for x, y in only:
+            wanted[np.ix_([one == x for one in sides], [one == y for one in sides])] = True
     return _pairs(
         unique, wanted, measure=measure, estimator=estimator, kernel=kernel, groups=groups,
         batch_size=batch_size, memory=memory, device=device, progress=progress,
@@ -293,26 +302,16 @@ def match(
     Raises:
         UserError: the two do not hold the same samples.
     """
-    a, b = (_occurrences(np.asarray(ids, dtype=np.uint64)) for ids in (ids_a, ids_b))
-    if a.keys() != b.keys():
+    ids_a, ids_b = (np.asarray(ids, dtype=np.uint64) for ids in (ids_a, ids_b))
+    found = match_rows(ids_a, ids_b)
+    shared = int((found >= 0).sum())
+    if not shared == len(ids_a) == len(ids_b):
         raise UserError(
-            f"a comparison expects the same samples in both stores; got {len(a)} and {len(b)}, "
-            f"{len(a.keys() & b.keys())} of them in both; extract both with the same --data, "
-            "--split and --samples"
+            f"a comparison expects the same samples in both stores; got {len(ids_a)} and "
+            f"{len(ids_b)}, {shared} of them in both; extract both with the same --data, --split "
+            "and --samples"
         )
-    index_a = np.fromiter(a.values(), dtype=np.int64, count=len(a))
-    index_b = np.fromiter((b[key] for key in a), dtype=np.int64, count=len(a))
-    return index_a, index_b
-
-
-def _occurrences(ids: NDArray[np.uint64]) -> dict[tuple[int, int], int]:
-    """(id, how many before it) -> row."""
-    seen: dict[int, int] = {}
-    rows: dict[tuple[int, int], int] = {}
-    for row, sample in enumerate(ids.tolist()):
-        seen[sample] = seen.get(sample, -1) + 1
-        rows[sample, seen[sample]] = row
-    return rows
+    return np.arange(len(ids_a)), found
 
 
 def _key(one: Representation) -> Key:

@@ -97,6 +97,7 @@ def compare_pair(
         wanted = list(dict.fromkeys([x, y, *(beside or ())]))
         everything = compare_all(
             _representations(opened, wanted, layers),
+            only=[(x, y), *([beside] if beside else []), *((side, side) for side in wanted)],
             measure=measure,
             progress=progress,
             **options,

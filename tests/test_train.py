@@ -243,7 +243,9 @@ def test_the_effect_on_digits_for_three_seeds(tmp_path: Path) -> None:
         found = {}
         for scenario, epochs in (("st", 10), ("at", 20)):
             path = tmp_path / f"{scenario}{seed}.pt"
-            config = TrainConfig(scenario=scenario, epochs=epochs, batch_size=64, seed=seed)
+            config = TrainConfig(
+                scenario=scenario, epochs=epochs, batch_size=32, weight_decay=1e-3, seed=seed
+            )
             attack = ATTACK if scenario == "at" else None
             train(images, "resnet20", path, config, attack=attack)
             store = path.with_suffix(".h5")

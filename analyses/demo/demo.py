@@ -27,9 +27,10 @@ from repsim.train import TrainConfig, train
 
 ARCH = "resnet20"
 EPS = default_eps("digits")
+COMMON: dict[str, Any] = {"batch_size": 32, "weight_decay": 1e-3}
 NETWORKS = {
-    "standard": ("st", TrainConfig(epochs=10, batch_size=64)),
-    "adversarially trained": ("at", TrainConfig(scenario="at", epochs=20, batch_size=64)),
+    "standard": ("st", TrainConfig(epochs=10, **COMMON)),
+    "adversarially trained": ("at", TrainConfig(scenario="at", epochs=20, **COMMON)),
 }
 
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from repsim.cli.options import out_option
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
 
 
 @click.command()
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--kind",
-    type=click.Choice(["heatmap", "difference", "diagonal"]),
+    type=click.Choice(["heatmap", "difference", "diagonal", "overview"]),
     default="heatmap",
     show_default=True,
-    help="Heatmaps on one scale; the first minus the second; same-layer curves.",
+    help="heatmap: panels on one scale; difference: the first minus the second; diagonal: "
+    "same-layer curves; overview: clean with attacked of several networks, and the curves.",
 )
-@click.option("--title", "titles", multiple=True, help="A panel's title; once for each result.")
+@click.option(
+    "--title",
+    "titles",
+    multiple=True,
+    help="A panel's title, one for each result; of an overview one for each network.",
+)
 @out_option(None, "The figure: .png, .pdf or .svg.")
 def plot(results: tuple[Path, ...], kind: str, titles: tuple[str, ...], out: Path) -> None:
     """Draw results of cka and compare.
@@ -27,28 +38,43 @@ def plot(results: tuple[Path, ...], kind: str, titles: tuple[str, ...], out: Pat
     repsim plot cka.h5 --out heatmap.png
     repsim plot st.h5 at.h5 --title standard --title adversarial --out both.pdf
     repsim plot st.h5 at.h5 --kind difference --out difference.png
+    repsim plot st-adv.h5 st-noise.h5 at-adv.h5 at-noise.h5 --kind overview --out paper.pdf
     """
     from repsim.cli.common import check_outputs
-    from repsim.errors import UserError
-    from repsim.plot import diagonal, difference, panels, save_figure
+    from repsim.plot import save_figure
     from repsim.result import load_result
 
     check_outputs(out)
-    if titles and len(titles) != len(results):
-        raise UserError(f"--title expects one a result ({len(results)}); got {len(titles)}")
     loaded = [load_result(path) for path in results]
-    if kind == "heatmap":
-        save_figure(panels(loaded, titles=list(titles) or None), out)
-    else:
-        from matplotlib.figure import Figure
-
-        fig = Figure(figsize=(4.2, 3.4), layout="constrained")
-        ax = fig.add_subplot()
-        if kind == "diagonal":
-            diagonal(loaded, ax, labels=list(titles) or None)
-        elif len(loaded) != 2:
-            raise UserError(f"--kind difference expects two results; got {len(loaded)}")
-        else:
-            difference(loaded[0], loaded[1], ax, title=titles[0] if titles else None)
-        save_figure(fig, out)
+    save_figure(_figure(kind, loaded, list(titles)), out)
     click.echo(f"wrote {out}")
+
+
+def _figure(kind: str, results: list[xr.Dataset], titles: list[str]) -> Figure:
+    from matplotlib.figure import Figure
+
+    from repsim.errors import UserError
+    from repsim.plot import clean_vs_attacked, diagonal, difference, panels
+
+    networks = list(dict.fromkeys(str(r["x_model"].values[0]) for r in results))
+    panel_count = {"overview": len(networks), "difference": 1}.get(kind, len(results))
+    if titles and len(titles) != panel_count:
+        raise UserError(f"--title expects {panel_count} for --kind {kind}; got {len(titles)}")
+    if kind == "heatmap":
+        return panels(results, titles=titles or None)
+    if kind == "overview":
+        by_network: dict[str, dict[str, xr.Dataset]] = {name: {} for name in (titles or networks)}
+        for result in results:
+            place = networks.index(str(result["x_model"].values[0]))
+            condition = str(result["y_condition"].values[0])
+            by_network[(titles or networks)[place]][condition] = result
+        return clean_vs_attacked(by_network)
+    figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+    ax = figure.add_subplot()
+    if kind == "diagonal":
+        diagonal(results, ax, labels=titles or None)
+    elif len(results) != 2:
+        raise UserError(f"--kind difference expects two results; got {len(results)}")
+    else:
+        difference(results[0], results[1], ax, title=titles[0] if titles else None)
+    return figure
