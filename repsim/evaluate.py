@@ -38,7 +38,8 @@ class Evaluation:
             not attacked because it was misclassified without.
         norms: by condition, float32 (samples,), sizes of the perturbations in the attack's norm.
         lost: by condition, bool (samples,): misclassified clean or by the verdict.
-        seconds: by condition ("clean" too), wall time.
+        seconds: by condition ("clean" too), wall time; of an attack for the images that are
+            right clean, the only ones that it is made for.
     """
 
     model: str
@@ -91,7 +92,8 @@ class Evaluation:
                 name: accuracy_interval(int((~v).sum()), len(v)) for name, v in lost.items()
             },
             "images_per_second": {
-                name: round(len(self.data) / s, 1) for name, s in self.seconds.items()
+                name: round((len(right) if name == "clean" else int(right.sum())) / s, 1)
+                for name, s in self.seconds.items()
             },
         }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from repsim.attacks import noise_control, parse_attack
 from repsim.checkpoint import load_model
-from repsim.cli.common import number, percent, print_table
+from repsim.cli.common import percent, plus_minus, print_table
 from repsim.compare import AllPairs, compare_all
 from repsim.data import default_eps, draw, load_data
 from repsim.evaluate import evaluate
@@ -30,7 +30,7 @@ EPS = default_eps("digits")
 COMMON: dict[str, Any] = {"batch_size": 32, "weight_decay": 1e-3}
 NETWORKS = {
     "standard": ("st", TrainConfig(epochs=10, **COMMON)),
-    "adversarially trained": ("at", TrainConfig(scenario="at", epochs=20, **COMMON)),
+    "adversarial": ("at", TrainConfig(scenario="at", epochs=20, **COMMON)),
 }
 
 
@@ -69,25 +69,20 @@ def main() -> None:
 
     rows, numbers = [], {}
     for name, (accuracies, pairs) in found.items():
-        numbers[name] = {k: accuracies[k] for k in accuracies if "accuracy" in k}
-        for condition in ("pgd", "noise"):
-            alignment = pairs.alignment("clean", condition)
-            long_range = pairs.long_range(condition)
-            numbers[name][condition] = {**alignment, **long_range}
-            rows.append([
-                name if condition == "pgd" else "",
-                percent(accuracies["clean_accuracy"]) if condition == "pgd" else "",
-                "PGD-20" if condition == "pgd" else "noise of the same size",
-                percent(accuracies["robust_accuracy"][condition]),
-                number(alignment["alignment_mean"], alignment["alignment_mean_ci"]),
-                number(alignment["alignment_last_third"], alignment["alignment_last_third_ci"]),
-                number(long_range["long_range"], long_range["long_range_ci"]),
-            ])  # fmt: skip
-        clean = pairs.long_range("clean")
-        numbers[name]["clean"] = clean
-        rows.append(
-            ["", "", "none", "", "", "", number(clean["long_range"], clean["long_range_ci"])]
-        )
+        accuracy = {"clean": accuracies["clean_accuracy"], **accuracies["robust_accuracy"]}
+        numbers[name] = {key: accuracies[key] for key in accuracies if "accuracy" in key}
+        for condition, label in (("clean", "none"), ("pgd", "PGD-20"), ("noise", "noise")):
+            measured = pairs.long_range(condition)
+            if condition != "clean":
+                measured |= pairs.alignment("clean", condition)
+            numbers[name][condition] = measured
+            rows.append(
+                [name if condition == "clean" else "", label, percent(accuracy[condition])]
+                + [
+                    plus_minus(measured.get(key), measured.get(f"{key}_ci"))
+                    for key in ("alignment_mean", "alignment_last_third", "long_range")
+                ]
+            )
     save_figure(
         clean_vs_attacked({
             name: {c: pairs.matrix("clean", c) for c in ("pgd", "noise")}
@@ -97,12 +92,12 @@ def main() -> None:
     )  # fmt: skip
     (args.out / "numbers.json").write_text(json.dumps(numbers, indent=2) + "\n")
     print_table(
-        f"{ARCH} on digits, eps {EPS}, seed {args.seed}: how alike are clean and attacked "
-        "representations? (linear CKA, 95% jackknife intervals)",
-        ["network", "clean accuracy", "perturbation", "accuracy", "alignment, mean",
-         "alignment, last third", "long-range similarity"],
+        f"{ARCH} on digits, PGD-20 and noise of the same size (eps {EPS}), seed {args.seed}.\n"
+        "Alignment: debiased linear CKA of a layer's clean and perturbed activations.\n"
+        "± is half of a 95% jackknife interval over images, not over training seeds.",
+        ["network", "perturbed", "accuracy", "alignment", "last third", "long-range"],
         rows,
-    )  # fmt: skip
+    )
     out = args.out
     print(f"figure: {out / 'figure.png'}   numbers: {out / 'numbers.json'}   "
           f"{time.perf_counter() - began:.0f} s")  # fmt: skip

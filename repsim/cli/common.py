@@ -131,6 +131,13 @@ def number(value: float | None, interval: Sequence[float] | None = None) -> str:
     return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
+def plus_minus(value: float | None, interval: Sequence[float] | None = None) -> str:
+    """`0.53 ± 0.02`, for tables that must fit 80 columns; nothing for None."""
+    if value is None or interval is None:
+        return "" if value is None else f"{value:.2f}"
+    return f"{value:.2f} ± {(interval[1] - interval[0]) / 2:.2f}"
+
+
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout, aligned, that fits a terminal and a log file."""
     from rich import box
@@ -139,7 +146,7 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
     table = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
