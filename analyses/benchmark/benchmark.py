@@ -31,12 +31,13 @@ from floors import (
 
 from repsim.attacks import frozen, parse_attack, pgd
 from repsim.checkpoint import load_model
-from repsim.compare import ArrayRepresentation, compare
+from repsim.compare import compare
 from repsim.data import as_image_data, to_float
 from repsim.extract import extract
 from repsim.models import Normalized, build_model
 from repsim.objectives import supervised
 from repsim.runtime import Runtime
+from repsim.similarity import ArrayRepresentation
 from repsim.train import TrainConfig, TrainingRun
 
 HERE = Path(__file__).parent
