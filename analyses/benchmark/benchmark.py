@@ -1,7 +1,7 @@
 """Time of each stage over its floor, measured alternately in one run.
 
     python analyses/benchmark/benchmark.py                # the table; writes results.json and .md
-    python analyses/benchmark/benchmark.py --only cka     # one stage; writes nothing
+    python analyses/benchmark/benchmark.py --only cka     # one stage; its rows are replaced
 
 A ratio is the median over the rounds of (repsim's time / the floor's time beside it).
 """
@@ -186,7 +186,7 @@ def cka(rounds: int, layers: int, samples: int, features: int) -> Iterator[Row]:
     note = f"peak {peak:.0f} MiB above the {inputs:.0f} MiB of inputs; with jackknife intervals"
     yield alternate(
         "cka", f"{layers} × {layers} layers, {samples} samples, {features} features, debiased", 1.5,
-        lambda: compare(reps, reps), lambda: gram_products(arrays), rounds, note,
+        lambda: compare(reps, reps), lambda: gram_products([x.values for x in reps]), rounds, note,
     )  # fmt: skip
 
 
@@ -262,14 +262,16 @@ def main() -> None:
                     f"{row.seconds:.2f} s over {row.floor_seconds:.2f} s. {row.note}",
                     flush=True,
                 )
-    if args.only is None:
-        table = markdown(rows, hardware(runtime))
-        (HERE / "results.md").write_text(table)
-        (HERE / "results.json").write_text(
-            json.dumps({"hardware": hardware(runtime), "torch": torch.__version__,
-                        "rows": [asdict(r) for r in rows]}, indent=2) + "\n"
-        )  # fmt: skip
-        print(table)
+    where = {"hardware": hardware(runtime), "torch": torch.__version__}
+    stored = HERE / "results.json"
+    before = json.loads(stored.read_text()) if stored.exists() else {}
+    if args.only and all(before.get(key) == value for key, value in where.items()):
+        rows = [Row(**row) for row in before["rows"] if row["stage"] != args.only] + rows
+        rows.sort(key=lambda row: list(stages).index(row.stage))
+    table = markdown(rows, where["hardware"])
+    (HERE / "results.md").write_text(table)
+    stored.write_text(json.dumps({**where, "rows": [asdict(r) for r in rows]}, indent=2) + "\n")
+    print(table)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,9 +39,13 @@ def training_steps(
         optimizer.step()
 
 
-def gram_products(features: Sequence[Tensor]) -> Tensor:
-    """Every X Xᵀ in full, and the one V Vᵀ of the flattened Gram matrices."""
-    gram = torch.stack([(x @ x.T).flatten() for x in features])
+def gram_products(features: Sequence[np.ndarray]) -> np.ndarray:
+    """Every X Xᵀ, and the one V Vᵀ of the flattened Gram matrices, in float32.
+
+    numpy sees that both factors are the same array and lets BLAS compute one half only (syrk),
+    which is faster than torch's full product.
+    """
+    gram = np.stack([(x @ x.T).ravel() for x in features])
     return gram @ gram.T
 
 
