@@ -149,7 +149,7 @@ def evaluate(
         )
     loaded.require_head("an evaluation")
     progress = progress or Silent()
-    runtime = runtime or Runtime.of(image_size=data.images.shape[-1])
+    runtime = runtime or Runtime.of()
     model = runtime.place(loaded.model)
 
     began = time.perf_counter()

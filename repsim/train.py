@@ -167,7 +167,7 @@ def train(
         raise UserError(
             f"training expects square images; {data.name} has {size}×{height}; give --image-size"
         )
-    runtime = runtime or Runtime.of(image_size=size, training=True)
+    runtime = runtime or Runtime.of(training=True)
     if mean is None or std is None:
         mean, std = channel_statistics(data.images)
     request: dict[str, Any] = {

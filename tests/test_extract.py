@@ -231,7 +231,7 @@ def test_bf16_and_float32_are_two_requests(
 ) -> None:
     from repsim.runtime import Runtime
 
-    half = Runtime.of("cpu", "bf16", image_size=8)
+    half = Runtime.of("cpu", "bf16")
     extract(network, images, [], tmp_path / "f.h5", runtime=half)
     with open_store(tmp_path / "f.h5") as store:
         logits = store.column("clean", "logits")

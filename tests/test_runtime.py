@@ -12,23 +12,22 @@ from repsim.runtime import Runtime
 
 def test_defaults_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert Runtime.of(image_size=8, training=True) == Runtime("cpu", "float32", False)
-    assert Runtime.of(image_size=32) == Runtime("cpu", "float32", True)
-    assert Runtime.of(image_size=32, channels_last=False).channels_last is False
-    assert Runtime.of("cpu", "bf16", image_size=8).precision == "bf16"
+    assert Runtime.of(training=True) == Runtime("cpu", "float32", True)
+    assert Runtime.of(channels_last=False).channels_last is False
+    assert Runtime.of("cpu", "bf16").precision == "bf16"
     with pytest.raises(UserError, match="--device cuda: this torch sees no GPU; try --device cpu"):
-        Runtime.of("cuda", image_size=8)
+        Runtime.of("cuda")
 
 
 def test_defaults_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert Runtime.of(image_size=32, training=True) == Runtime("cuda", "bf16", True)
-    assert Runtime.of(image_size=32).precision == "float32"  # measurements, unless asked
-    assert Runtime.of("cuda:1", image_size=32).device == "cuda:1"
+    assert Runtime.of(training=True) == Runtime("cuda", "bf16", True)
+    assert Runtime.of().precision == "float32"  # measurements, unless asked
+    assert Runtime.of("cuda:1").device == "cuda:1"
     for device in ("cuda:2", "cuda:x", "cudaa"):
         with pytest.raises(UserError, match="--device expects"):
-            Runtime.of(device, image_size=32)
+            Runtime.of(device)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +37,7 @@ def test_defaults_with_two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_unknown_choices(device: str, precision: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Runtime.of(device, precision, image_size=8)
+        Runtime.of(device, precision)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

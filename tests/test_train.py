@@ -223,7 +223,7 @@ def test_no_folder_to_write_to(few: ImageData, tmp_path: Path) -> None:
 def test_bf16_trains(few: ImageData, tmp_path: Path) -> None:
     from repsim.runtime import Runtime
 
-    runtime = Runtime.of("cpu", "bf16", image_size=8)
+    runtime = Runtime.of("cpu", "bf16")
     report = train(few, "resnet8", tmp_path / "a.pt", TrainConfig(epochs=2), runtime=runtime)
     assert report.history[-1]["loss"] < report.history[0]["loss"]
     content = torch.load(tmp_path / "a.pt", weights_only=True)

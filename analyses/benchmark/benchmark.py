@@ -210,13 +210,10 @@ def layouts(rounds: int) -> Iterator[Row]:
 def hardware(runtime: Runtime) -> str:
     if runtime.device.startswith("cuda"):
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    for line in (
-        Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    ):
-        if line.startswith("model name"):
-            name = line.partition(":")[2].strip()
-            break
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 
@@ -244,7 +241,7 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet20")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    runtime = Runtime.of(args.device, "float32", image_size=32)
+    runtime = Runtime.of(args.device, "float32")
     stages: dict[str, Callable[[], Iterator[Row]]] = {
         "cka": lambda: cka(args.rounds, 40, 2000, 4096),
         "attack": lambda: attack(args.rounds, args.arch, 128, runtime),

@@ -78,7 +78,7 @@ def evaluate(
         say=progress.say,
     )  # fmt: skip
     specs = attack_specs(attacks, images, attack_settings(eps, norm, steps, step_size, restarts))
-    runtime = Runtime.of(device, precision, image_size=images.images.shape[-1])
+    runtime = Runtime.of(device, precision)
     found = library.evaluate(
         loaded, images, specs, batch_size=batch_size, runtime=runtime, seed=seed, verdict=verdict,
         progress=progress,

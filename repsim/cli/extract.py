@@ -119,7 +119,7 @@ def extract(
         progress.say(f"attack {spec.condition}: {spec.text}")
     report = library.extract(
         loaded, images, specs, out, layers=list(patterns), reduce=reduce, batch_size=batch_size,
-        runtime=Runtime.of(device, precision, image_size=images.images.shape[-1]), seed=seed,
+        runtime=Runtime.of(device, precision), seed=seed,
         control=control, dtype=dtype, inputs_from=inputs_from, overwrite=overwrite,
         progress=progress,
     )  # fmt: skip

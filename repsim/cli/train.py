@@ -79,8 +79,9 @@ from repsim.cli.options import (
 )
 @click.option(
     "--channels-last/--no-channels-last",
-    default=None,
-    help="Memory layout. [default: where measured faster]",
+    default=True,
+    show_default=True,
+    help="Memory layout.",
 )
 @click.option("--compile", "compile_", is_flag=True, help="Run through torch.compile.")
 @click.option("--mean", type=Numbers(), help="Normalisation. [default: the training images']")
@@ -96,7 +97,7 @@ def train(
     eps: str | None, norm: str | None, steps: str | None, step_size: str | None,
     restarts: str | None, epochs: int, lr: float | None, optimizer: str, momentum: float,
     weight_decay: float, schedule: str, average: float, augment: str | None,
-    channels_last: bool | None, compile_: bool, mean: tuple[float, ...] | None,
+    channels_last: bool, compile_: bool, mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None, samples: int | None,
     device: str, precision: str, batch_size: int, seed: int, out: Path, overwrite: bool,
     json_file: Path | None, quiet: bool,
@@ -142,7 +143,7 @@ def train(
         attack_mode=attack_mode, compile=compile_, seed=seed,
     )  # fmt: skip
     runtime = Runtime.of(
-        device, precision, image_size=images.images.shape[-1], channels_last=channels_last,
+        device, precision, channels_last=channels_last,
         training=True,
     )  # fmt: skip
     against = f", attacked by {spec.text}" if spec else ""

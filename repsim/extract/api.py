@@ -80,7 +80,7 @@ def extract(
     """
     began = time.perf_counter()
     out, progress = Path(out), progress or Silent()
-    runtime = runtime or Runtime.of(precision="float32", image_size=data.images.shape[-1])
+    runtime = runtime or Runtime.of(precision="float32")
     check_writable(out)
     if batch_size < 1:
         raise UserError(f"--batch-size expects at least 1; got {batch_size}")
