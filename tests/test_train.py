@@ -244,7 +244,7 @@ def test_the_effect_on_digits_for_three_seeds(tmp_path: Path) -> None:
         for scenario, epochs in (("st", 10), ("at", 20)):
             path = tmp_path / f"{scenario}{seed}.pt"
             config = TrainConfig(
-                scenario=scenario, epochs=epochs, batch_size=32, weight_decay=1e-3, seed=seed
+                scenario=scenario, epochs=epochs, batch_size=32, weight_decay=2e-3, seed=seed
             )
             attack = ATTACK if scenario == "at" else None
             train(images, "resnet20", path, config, attack=attack)

@@ -27,7 +27,7 @@ from repsim.train import TrainConfig, train
 
 ARCH = "resnet20"
 EPS = default_eps("digits")
-COMMON: dict[str, Any] = {"batch_size": 32, "weight_decay": 1e-3}
+COMMON: dict[str, Any] = {"batch_size": 32, "weight_decay": 2e-3}
 NETWORKS = {
     "standard": ("st", TrainConfig(epochs=10, **COMMON)),
     "adversarial": ("at", TrainConfig(scenario="at", epochs=20, **COMMON)),
