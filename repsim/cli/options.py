@@ -22,27 +22,22 @@ def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
     return decorate
 
 
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """`0.49,0.48,0.45`."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        """Text -> numbers; fails with what was expected."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"expected numbers joined by commas; got {value!r}", param, ctx)
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """Callback of an option: `0.49,0.48,0.45` -> a tuple of numbers."""
+    try:
+        return None if value is None else tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers joined by commas; got {value!r}") from None
 
 
 model_options = _stack(
     click.option("--model", required=True, metavar="FILE|NAME",
                  help="Checkpoint, foreign state dict (with --arch), or architecture."),
     click.option("--arch", metavar="NAME", help="Architecture of a foreign state dict."),
-    click.option("--mean", type=Numbers(), help="Normalisation of a foreign network: mean."),
-    click.option("--std", type=Numbers(), help="Normalisation of a foreign network: deviation."),
+    click.option("--mean", callback=numbers, metavar="N,N,N",
+                 help="Normalisation of a foreign network: mean."),
+    click.option("--std", callback=numbers, metavar="N,N,N",
+                 help="Normalisation of a foreign network: deviation."),
 )  # fmt: skip
 
 

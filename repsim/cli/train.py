@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from repsim.cli.options import (
-    Numbers,
     attack_settings,
     attack_size_options,
     data_options,
+    numbers,
     out_option,
     output_options,
     overwrite_option,
@@ -84,8 +84,13 @@ from repsim.cli.options import (
     help="Memory layout.",
 )
 @click.option("--compile", "compile_", is_flag=True, help="Run through torch.compile.")
-@click.option("--mean", type=Numbers(), help="Normalisation. [default: the training images']")
-@click.option("--std", type=Numbers())
+@click.option(
+    "--mean",
+    callback=numbers,
+    metavar="N,N,N",
+    help="Normalisation. [default: the training images']",
+)
+@click.option("--std", callback=numbers, metavar="N,N,N")
 @samples_option(None)
 @run_options(128)
 @out_option(None, "The checkpoint to write.")
