@@ -158,7 +158,7 @@ def load_model(
             "scheme": "untrained",
             "head": ["linear"],
             **given,
-            **_normalisation(mean, std, channels),
+            **normalisation(mean, std, channels),
         }
         return _loaded(meta, None, f"untrained:{text}:{seed}", text.replace("/", "-"))
     path = Path(source)
@@ -183,7 +183,7 @@ def load_model(
         "scheme": "foreign",
         "head": ["linear"],
         **given,
-        **_normalisation(mean, std, channels),
+        **normalisation(mean, std, channels),
     }
     return _loaded(meta, state_dict, sha256_of(path), path.stem)
 
@@ -200,18 +200,22 @@ def _is_name(text: str) -> bool:
     return known
 
 
-def _normalisation(
+def normalisation(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> dict[str, list[float]]:
+    """`mean` and `std` with a number a channel; zeros and ones where none are given.
+
+    Raises:
+        UserError: as many numbers as there are not channels, or a deviation not above 0.
+    """
     values = {"mean": list(mean or [0.0]), "std": list(std or [1.0])}
     for name, numbers in values.items():
         if len(numbers) not in (1, channels):
-            raise UserError(
-                f"--{name} expects 1 or {channels} numbers, one a channel; got {len(numbers)}"
-            )
+            wanted = "1 number" if channels == 1 else f"1 or {channels} numbers"
+            raise UserError(f"--{name} expects {wanted}, one a channel; got {len(numbers)}")
         if len(numbers) == 1:
             values[name] = numbers * channels
-    if min(values["std"]) <= 0:
+    if not min(values["std"]) > 0:
         raise UserError(f"--std expects numbers above 0; got {min(values['std']):g}")
     return values
 

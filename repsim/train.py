@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import repsim
 from repsim.attacks import AttackSpec, run_attack
 from repsim.augment import augment
-from repsim.checkpoint import read_plain, save_checkpoint
+from repsim.checkpoint import normalisation, read_plain, save_checkpoint
 from repsim.data import ImageData, channel_statistics, to_float
 from repsim.errors import UserError
 from repsim.files import check_writable, replacing
@@ -108,13 +108,11 @@ class TrainReport:
         status: "trained", "continued" or "already done".
         history: a row an epoch: epoch, loss, what the objective measures, lr, seconds,
             images_per_second.
-        notes: what the user should know.
     """
 
     path: Path
     status: str
     history: list[dict[str, float]]
-    notes: list[str] = field(default_factory=list)
 
 
 def train(
@@ -168,7 +166,9 @@ def train(
             f"training expects square images; {data.name} has {size}×{height}; give --image-size"
         )
     runtime = runtime or Runtime.of(training=True)
-    if mean is None or std is None:
+    if (mean is None) != (std is None):
+        raise UserError("--mean and --std expect each other; give both or neither")
+    if mean is None:
         mean, std = channel_statistics(data.images)
     request: dict[str, Any] = {
         "arch": arch,
@@ -176,8 +176,7 @@ def train(
         "classes": list(data.classes),
         "channels": channels,
         "image_size": size,
-        "mean": mean,
-        "std": std,
+        **normalisation(mean, std, channels),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "samples": len(data)},
         "scheme": config.scheme,
         "scenario": config.scenario,
@@ -194,7 +193,7 @@ def train(
     encoder = build_model(
         arch, classes=len(data.classes), channels=channels, image_size=size, **(arch_args or {})
     )
-    model = runtime.place(Normalized(encoder, mean, std))
+    model = runtime.place(Normalized(encoder, request["mean"], request["std"]))
     run = TrainingRun(model, data, objective, config, attack, runtime)
     if state is not None:
         run.load(state)

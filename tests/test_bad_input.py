@@ -188,6 +188,14 @@ def another_store_there(at: Path) -> list[str]:
     return ["extract", *model, "--out", str(at / "features.h5")]
 
 
+def cka_with(*options: str) -> Case:
+    return lambda at: ["cka", str(at / "features.h5"), *(o.format(at=at) for o in options)]
+
+
+def train_with(*options: str) -> Case:
+    return lambda at: ["train", "--data", "digits", *options, "--out", str(at / "new.pt")]
+
+
 CASES: dict[str, tuple[Case, str]] = {
     "truncated checkpoint": (truncated, "cut short"),
     "not a checkpoint": (no_checkpoint, "expected a checkpoint"),
@@ -224,6 +232,14 @@ CASES: dict[str, tuple[Case, str]] = {
     "extract below a file": (below_a_file("extract", "--model", "{at}/st.pt"), "folder"),
     "train below a file": (below_a_file("train", "--data", "digits"), "folder"),
     "not a result": (not_a_result, "result"),
+    "a figure's name for a result": (cka_with("--out", "{at}/cka.png"), "cka.h5"),
+    "a result over a store": (cka_with("--out", "{at}/other.h5"), "no result"),
+    "mean without std": (train_with("--mean", "0.5"), "--std"),
+    "std of 0": (train_with("--mean", "0.5", "--std", "0"), "above 0"),
+    "two means for one channel": (
+        train_with("--mean", "0.5,0.5", "--std", "1"),
+        "expects 1 number,",
+    ),
     "another store is there": (another_store_there, "--overwrite"),
 }
 

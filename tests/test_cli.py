@@ -101,7 +101,11 @@ def test_across_stores_rows_are_matched_by_sample(desk: Path, tmp_path: Path) ->
     assert values[0][0, 0] > 0.5
 
 
-def test_stores_named_only_in_the_pair(desk: Path, tmp_path: Path) -> None:
+def test_stores_named_only_in_the_pair(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("features.h5").write_text("not needed, so not read")
     pair = f"{desk / 'st.h5'}:clean,{desk / 'at.h5'}:clean"
     assert run("cka", "--pair", pair, "--out", str(tmp_path / "c.h5"), "--quiet") == 0
     result = xr.load_dataset(tmp_path / "c.h5", engine="h5netcdf")

@@ -51,12 +51,16 @@ def test_bring_your_own(title: str, code: str, command: str, folder: Path) -> No
     run(command)
 
 
-def test_own_model_goes_all_the_way(folder: Path) -> None:
+def test_own_model_goes_all_the_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, code, command = BROUGHT[0]
     (folder / "mine.py").write_text(code)
     (folder / "mine.pt").unlink()
     run(command + " --samples 200")
+    capsys.readouterr()
     run("repsim extract --model mine.pt --attack pgd --samples 60")
+    said = capsys.readouterr().err
+    assert said.count("no repeated residual or transformer blocks") == 1
+    assert said.count("will take") == 1
     run("repsim cka --pair clean,adv")
     assert (folder / "cka.h5").is_file()
     assert (folder / "cka.png").is_file()

@@ -11,6 +11,8 @@ import click
 from repsim.cli.options import out_option, output_options, overwrite_option
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from repsim.pair import PairReport
 
 DEFAULT_STORE = Path("features.h5")
@@ -84,20 +86,25 @@ def run(
 ) -> None:  # fmt: skip
     """Compare, write the result and its figure, print the numbers."""
     from repsim.cli.common import check_outputs, echo_next, write_json
+    from repsim.errors import UserError
     from repsim.pair import compare_pair
     from repsim.plot import panels, save_figure
     from repsim.progress import reporter
     from repsim.result import save_result, to_csv
 
     figure = out.with_suffix(".png")
+    if out == figure:
+        raise UserError(f"--out {out} expects a name for the result, such as {out.stem}.h5; the "
+                        f"figure goes beside it as {figure.name}")  # fmt: skip
     check_outputs(out, figure, csv, json_file)
-    if not stores and (DEFAULT_STORE.is_file() or ".h5" not in pair):
+    there = _result_there(out) if out.exists() and not overwrite else None
+    if not stores and not all(".h5:" in side for side in pair.split(",")):
         stores = (DEFAULT_STORE,)
     report = compare_pair(
         stores, pair, layers=list(patterns), progress=reporter(quiet=quiet), **options
     )
-    if out.exists() and not overwrite:
-        _refuse_another(out, report)
+    if there is not None:
+        _refuse_another(out, there, report)
     save_result(report.result, out)
     save_figure(panels([report.result]), figure)
     if csv is not None:
@@ -111,31 +118,39 @@ def run(
         echo_next(f"repsim plot {out} --out heatmap.pdf", f"repsim info {out}")
 
 
-def _refuse_another(out: Path, report: PairReport) -> None:
-    """A result of the same comparison is replaced; anything else is kept."""
+def _result_there(out: Path) -> xr.Dataset:
+    """The result that `out` holds; anything else is never written over unasked."""
     from repsim.errors import UserError
     from repsim.result import load_result
 
     try:
-        there = load_result(out)
+        return load_result(out)
     except UserError:
         raise UserError(
             f"--out {out} is there and is no result of a comparison; give another name"
         ) from None
-    for key in ("measure", "estimator", "kernel", "provenance"):
-        if there.attrs.get(key) != report.result.attrs[key]:
-            pair = json.loads(there.attrs["summary"]).get("pair")
-            raise UserError(
-                f"--out {out} holds another comparison ({key} differs; its pair is {pair}); give "
-                "another name or --overwrite"
-            )
-    if not there["x_condition"].equals(report.result["x_condition"]) or not there[
-        "y_condition"
-    ].equals(report.result["y_condition"]):
+
+
+def _refuse_another(out: Path, there: xr.Dataset, report: PairReport) -> None:
+    """A result of the same comparison is replaced; another one is kept."""
+    from repsim.errors import UserError
+
+    new = report.result
+    different = [
+        key
+        for key in ("measure", "estimator", "kernel", "provenance")
+        if there.attrs.get(key) != new.attrs[key]
+    ]
+    different += [
+        key
+        for key in ("x_model", "x_condition", "x_layer", "y_model", "y_condition", "y_layer")
+        if list(there[key].values) != list(new[key].values)
+    ]
+    if different:
         pair = json.loads(there.attrs["summary"]).get("pair")
         raise UserError(
-            f"--out {out} holds another comparison (its pair is {pair}); give another name or "
-            "--overwrite"
+            f"--out {out} holds another comparison ({different[0]} differs; its pair is {pair}); "
+            "give another name or --overwrite"
         )
 
 

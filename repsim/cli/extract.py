@@ -143,7 +143,7 @@ def extract(
     })  # fmt: skip
     if quiet:
         return
-    for note in report.notes[1:] if report.images_per_second else report.notes:
+    for note in report.notes:
         click.echo(note, err=True)
     rows = [[name, kinds[name], percent(found.value, intervals[name])]
             for name, found in report.accuracy.items()]  # fmt: skip

@@ -121,11 +121,10 @@ def extract(
         )
         # An unfinished file is as long as the finished one, but has holes.
         require_space(out, size - (part_path.stat().st_blocks * 512 if part else 0))
-        notes.append(
+        progress.say(
             f"{out.name} will take {show_bytes(size)} on disk: {len(data)} samples, {len(names)} "
             f"layers, {', '.join(wanted)}"
         )
-        progress.say(notes[-1])
 
         def make(conditions: list[Condition]) -> Part:
             """The file, once the first batch has told what its data sets look like."""

@@ -6,7 +6,6 @@ diagonal, and independent representations then look similar.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -40,10 +39,3 @@ def interval(value: Any, replicates: Any, sizes: NDArray[np.int64]) -> tuple[Any
 
     half = stdtrit(len(sizes) - 1, (1 + CONFIDENCE) / 2) * standard_error(value, replicates, sizes)
     return value - half, value + half
-
-
-def nan_mean(values: NDArray[np.float64]) -> float:
-    """Mean of what is not nan; nan if nothing is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(np.nanmean(values)) if values.size else float("nan")
