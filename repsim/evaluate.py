@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import betaincinv
-from torch import Tensor
+from torch import Tensor, nn
 
 from repsim.attacks import AttackSpec, perturbation_norm, run_attack
+from repsim.attacks.autoattack import stages
+from repsim.attacks.gradient import check_logits
+from repsim.attacks.table import ATTACKS
 from repsim.checkpoint import LoadedModel
 from repsim.data import ImageData, batches
 from repsim.errors import UserError
@@ -21,6 +24,32 @@ from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
 
 VERDICTS = ("any", "last")
+
+
+@dataclass
+class Found:
+    """What an attack did to each image.
+
+    Attributes:
+        prediction: int64 (samples,); the clean prediction where an image was not attacked
+            because it was misclassified without.
+        norm: float32 (samples,), size of the perturbation in the attack's norm.
+        lost: bool (samples,), misclassified clean or by the verdict.
+        loss: float32 (samples,), what the attack climbed, at the result; NaN where unknown.
+        first_success: int64 (samples,), steps until an iterate was misclassified; -1 where none
+            was, or where it is not known.
+        stage: int64 (samples,), number of AutoAttack's stage that succeeded, -1 for none; None
+            for other attacks.
+        seconds: wall time, for the images that are right clean, the only ones attacked.
+    """
+
+    prediction: np.ndarray
+    norm: np.ndarray
+    lost: np.ndarray
+    loss: np.ndarray
+    first_success: np.ndarray
+    stage: np.ndarray | None
+    seconds: float
 
 
 @dataclass
@@ -34,12 +63,9 @@ class Evaluation:
         verdict: "any" or "last".
         seed: of the attacks' draws.
         clean: int64 (samples,), predicted classes of the clean images.
-        predictions: by condition, int64 (samples,); the clean prediction where an image was
-            not attacked because it was misclassified without.
-        norms: by condition, float32 (samples,), sizes of the perturbations in the attack's norm.
-        lost: by condition, bool (samples,): misclassified clean or by the verdict.
-        seconds: by condition ("clean" too), wall time; of an attack for the images that are
-            right clean, the only ones that it is made for.
+        clean_seconds: wall time of the clean pass.
+        random: whether the network gave two answers to the same images.
+        found: by condition.
     """
 
     model: str
@@ -48,36 +74,48 @@ class Evaluation:
     verdict: str
     seed: int
     clean: np.ndarray
-    predictions: dict[str, np.ndarray] = field(default_factory=dict)
-    norms: dict[str, np.ndarray] = field(default_factory=dict)
-    lost: dict[str, np.ndarray] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    clean_seconds: float
+    random: bool
+    found: dict[str, Found] = field(default_factory=dict)
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool (samples,): classified correctly clean."""
+        return self.clean == self.data.labels.numpy()
+
+    @property
+    def lost(self) -> dict[str, np.ndarray]:
+        """bool (samples,) by condition; `worst`, over all attacks, controls apart, at the end."""
+        lost = {name: found.lost for name, found in self.found.items()}
+        attacks = [a.condition for a in self.attacks if not a.is_control]
+        if attacks:
+            lost["worst"] = np.logical_or.reduce([lost[name] for name in attacks])
+        return lost
 
     def table(self) -> pd.DataFrame:
-        """A row an image: index, label, clean, then prediction, norm and lost by attack."""
+        """A row an image: index, label, clean, then what each attack did to it."""
         columns: dict[str, Any] = {
             "index": self.data.index.numpy(),
             "label": self.data.labels.numpy(),
             "clean": self.clean,
         }
-        for name in self.predictions:
-            columns[f"{name}_prediction"] = self.predictions[name]
-            columns[f"{name}_norm"] = self.norms[name]
-            columns[f"{name}_lost"] = self.lost[name]
+        for name, found in self.found.items():
+            columns[f"{name}_prediction"] = found.prediction
+            columns[f"{name}_norm"] = found.norm
+            columns[f"{name}_lost"] = found.lost
+            columns[f"{name}_loss"] = found.loss
+            columns[f"{name}_first_success"] = found.first_success
         return pd.DataFrame(columns)
 
     def summary(self) -> dict[str, Any]:
         """The accuracies with 95% intervals, as plain values.
 
         Robust accuracy is the fraction of all images that are classified correctly clean and
-        under the attack; `worst` is over all attacks asked for, controls apart.
+        under the attack; `worst` is over all attacks asked for, controls apart. `median_norm` is
+        that of the perturbations of images that were lost to the attack.
         """
-        lost = dict(self.lost)
-        attacks = [a.condition for a in self.attacks if not a.is_control]
-        if attacks:
-            lost["worst"] = np.logical_or.reduce([self.lost[name] for name in attacks])
-        right = self.clean == self.data.labels.numpy()
-        return {
+        right, lost = self.right, self.lost
+        summary: dict[str, Any] = {
             "model": self.model,
             "data": self.data.name,
             "split": self.data.split,
@@ -85,17 +123,35 @@ class Evaluation:
             "verdict": self.verdict,
             "seed": self.seed,
             "attacks": [a.to_json() for a in self.attacks],
+            "random_network": self.random,
             "clean_accuracy": float(right.mean()),
             "clean_accuracy_ci": accuracy_interval(int(right.sum()), len(right)),
             "robust_accuracy": {name: float((~v).mean()) for name, v in lost.items()},
             "robust_accuracy_ci": {
                 name: accuracy_interval(int((~v).sum()), len(v)) for name, v in lost.items()
             },
+            "median_norm": {
+                name: float(np.median(f.norm[f.lost & right])) if (f.lost & right).any() else None
+                for name, f in self.found.items()
+            },
             "images_per_second": {
-                name: round((len(right) if name == "clean" else int(right.sum())) / s, 1)
-                for name, s in self.seconds.items()
+                "clean": round(len(right) / self.clean_seconds, 1),
+                **{n: round(int(right.sum()) / f.seconds, 1) for n, f in self.found.items()},
             },
         }
+        if cascades := {a.condition: self._after(a) for a in self.attacks if a.name == "autoattack"}:
+            summary["robust_accuracy_after"] = cascades
+        return summary
+
+    def _after(self, spec: AttackSpec) -> dict[str, float]:
+        """Robust accuracy after each stage of AutoAttack."""
+        found = self.found[spec.condition]
+        assert found.stage is not None
+        names = [stage.name for stage in stages(spec.params["version"], spec.norm)]
+        robust = [
+            self.right & ((found.stage < 0) | (found.stage > i)) for i in range(len(names))
+        ]
+        return {name: float(r.mean()) for name, r in zip(names, robust, strict=True)}
 
 
 def accuracy_interval(successes: int, samples: int, level: float = 0.95) -> list[float]:
@@ -123,7 +179,8 @@ def evaluate(
     """Accuracy on clean images and under each attack, with every image's own result.
 
     Images that are misclassified clean are lost already and not attacked; the others go through
-    the attack in full batches.
+    the attack in full batches. An attack may run on a faster copy of the network; what counts is
+    what the network itself says of its images.
 
     Args:
         loaded: the network; it needs a linear head.
@@ -137,8 +194,8 @@ def evaluate(
         progress: told of every batch.
 
     Raises:
-        UserError: no linear head, unknown verdict, two attacks of one name, logits that are
-            not finite or not (batch, classes).
+        UserError: no linear head, unknown verdict, two attacks of one name, outputs that are not
+            finite, not (batch, classes), or probabilities.
     """
     if verdict not in VERDICTS:
         raise UserError(f"--verdict expects one of {', '.join(VERDICTS)}; got {verdict!r}")
@@ -150,7 +207,7 @@ def evaluate(
     loaded.require_head("an evaluation")
     progress = progress or Silent()
     runtime = runtime or Runtime.of()
-    model = runtime.place(loaded.model)
+    model = runtime.place(loaded.model).eval()
 
     began = time.perf_counter()
     parts: list[Tensor] = []
@@ -158,30 +215,71 @@ def evaluate(
         for images, labels, _ in batches(data, batch_size, runtime.device):
             with runtime.autocast():
                 logits = model(runtime.images(images))
-            check_logits(logits, len(labels), len(data.classes), loaded.name)
+            require_logits(logits, labels, len(data.classes), loaded.name)
             parts.append(logits.argmax(1).cpu())
             task.advance(len(labels))
     clean = torch.cat(parts)
-    result = Evaluation(loaded.name, data, list(attacks), verdict, seed, clean.numpy())
-    result.seconds["clean"] = time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    random = draws_at_random(model, data, runtime)
+    if random:
+        progress.say(
+            f"{loaded.name} gives other logits to the same images each time: something random is "
+            "active in eval mode; use autoattack,version=rand or eot=20, and expect the accuracy "
+            "to vary"
+        )
+    result = Evaluation(
+        loaded.name, data, list(attacks), verdict, seed, clean.numpy(), seconds, random
+    )
+    for spec in attacks:
+        result.found[spec.condition] = _attack(
+            loaded, spec, data, clean, batch_size, runtime, seed, verdict, progress
+        )
+    return result
 
+
+def draws_at_random(model: nn.Module, data: ImageData, runtime: Runtime) -> bool:
+    """Whether the network in eval mode gives two answers to the same images."""
+    images, _, _ = next(iter(batches(data.take(torch.arange(min(8, len(data)))), 8, runtime.device)))
+    with torch.no_grad(), runtime.autocast():
+        first, second = (model(runtime.images(images)).float() for _ in range(2))
+    scale = first.abs().amax().clamp_min(1e-6)
+    return bool((first - second).abs().amax() > 1e-3 * scale)
+
+
+def _attack(
+    loaded: LoadedModel,
+    spec: AttackSpec,
+    data: ImageData,
+    clean: Tensor,
+    batch_size: int,
+    runtime: Runtime,
+    seed: int,
+    verdict: str,
+    progress: Progress,
+) -> Found:
+    """One attack on all images that are right clean."""
+    began = time.perf_counter()
     right = torch.nonzero(clean == data.labels)[:, 0]
     rest = data.take(right)
-    for spec in attacks:
-        began = time.perf_counter()
-        prediction, norm = clean.clone(), torch.zeros(len(data))
-        lost = clean != data.labels
-        with progress.task(spec.condition, len(rest), unit="img") as task:
-            for i, batch in enumerate(batches(rest, batch_size, runtime.device)):
-                rows = right[i * batch_size : (i + 1) * batch_size]
-                found = _attack_batch(loaded, spec, *batch, runtime, seed, verdict)
-                prediction[rows], norm[rows], lost[rows] = found
-                task.advance(len(rows))
-        result.predictions[spec.condition] = prediction.numpy()
-        result.norms[spec.condition] = norm.numpy()
-        result.lost[spec.condition] = lost.numpy()
-        result.seconds[spec.condition] = time.perf_counter() - began
-    return result
+    columns = {
+        "prediction": clean.clone(),
+        "norm": torch.zeros(len(data)),
+        "lost": clean != data.labels,
+        "loss": torch.full((len(data),), torch.nan),
+        "first_success": torch.full((len(data),), -1),
+        "stage": torch.full((len(data),), -1),
+    }
+    with progress.task(spec.condition, len(rest), unit="img") as task:
+        for i, batch in enumerate(batches(rest, batch_size, runtime.device)):
+            rows = right[i * batch_size : (i + 1) * batch_size]
+            found = _attack_batch(loaded, spec, *batch, runtime, seed, verdict, progress.say)
+            for name, values in found.items():
+                columns[name][rows] = values.cpu().to(columns[name].dtype)
+            task.advance(len(rows))
+    arrays = {name: values.numpy() for name, values in columns.items()}
+    if spec.name != "autoattack":
+        arrays["stage"] = None  # type: ignore[assignment]
+    return Found(**arrays, seconds=time.perf_counter() - began)
 
 
 def _attack_batch(
@@ -193,34 +291,42 @@ def _attack_batch(
     runtime: Runtime,
     seed: int,
     verdict: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Prediction, perturbation norm and verdict (batch,) of one batch of `batches`."""
+    say: Callable[[str], None],
+) -> dict[str, Tensor]:
+    """Columns of `Found`, (batch,) each, of one batch of `batches`."""
     images = runtime.images(images)
     record: dict[str, Tensor] = {}
     mode = "evaluate" if verdict == "any" else "last"
     with runtime.autocast():
         attacked = run_attack(
-            spec, loaded.model, images, labels, ids=keys, seed=seed, mode=mode, record=record
-        )
+            spec, loaded.model, images, labels, ids=keys, seed=seed, mode=mode, record=record,
+            tell=say,
+        )  # fmt: skip
         with torch.no_grad():
             logits = loaded.model(attacked)
-    check_logits(logits, len(labels), logits.shape[-1], f"{loaded.name} under {spec.condition}")
+    require_logits(logits, labels, logits.shape[-1], f"{loaded.name} under {spec.condition}")
     prediction = logits.argmax(1)
     lost = prediction != labels
-    if verdict == "any" and "first_success" in record:
+    if verdict == "any" and "first_success" in record and spec.name not in ATTACKS:
+        # A user's attack may say that an earlier iterate fooled the network; ours return it.
         lost |= record["first_success"] >= 0
     norm = perturbation_norm(attacked - images, spec.norm)
-    return prediction.cpu(), norm.cpu(), lost.cpu()
+    return {"prediction": prediction, "norm": norm, "lost": lost, **_known(record)}
 
 
-def check_logits(logits: Tensor, batch: int, classes: int, name: str) -> None:
-    """Refuse outputs that cannot be logits.
+def _known(record: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: record[name] for name in ("loss", "first_success", "stage") if name in record}
+
+
+def require_logits(logits: Tensor, labels: Tensor, classes: int, name: str) -> None:
+    """Refuse outputs that cannot be logits of these classes.
 
     Raises:
-        UserError: another shape than (batch, classes), or NaN or inf among them.
+        UserError: another shape than (batch, classes), NaN or inf among them, or probabilities.
     """
-    if not isinstance(logits, Tensor) or logits.shape != (batch, classes):
+    if not isinstance(logits, Tensor) or logits.shape != (len(labels), classes):
         came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{name}: expected logits of shape ({batch}, {classes}); got {came}")
+        raise UserError(f"{name}: expected logits of shape ({len(labels)}, {classes}); got {came}")
     if not bool(torch.isfinite(logits).all()):
         raise UserError(f"{name}: expected finite logits; got NaN or inf; try --precision float32")
+    check_logits(logits, labels)

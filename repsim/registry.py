@@ -20,8 +20,16 @@ def near(name: str, names: Iterable[str], *, limit: int = 5) -> str:
     return ", ".join(close)
 
 
-def resolve(spec: str, table: Mapping[str, Any], *, kind: str) -> Any:
+def resolve(
+    spec: str, table: Mapping[str, Any], *, kind: str, also: Iterable[str] = ()
+) -> Any:
     """The entry of `table` called `spec`, or the user's own object at `module:object`.
+
+    Args:
+        spec: as typed.
+        table: the known ones.
+        kind: of thing, for messages.
+        also: names that the caller knows besides.
 
     Raises:
         UserError: no entry of that name, no such module or file, or no such object in it.
@@ -30,9 +38,10 @@ def resolve(spec: str, table: Mapping[str, Any], *, kind: str) -> Any:
         return table[spec]
     if ":" in spec:
         return load_object(spec, kind=kind)
+    names = [*table, *also]
     raise UserError(
-        f"--{kind} expects one of {', '.join(sorted(table))} or module:object or file.py:object; "
-        f"got {spec!r}; near: {near(spec, table)}"
+        f"--{kind} expects one of {', '.join(sorted(names))} or module:object or file.py:object; "
+        f"got {spec!r}; near: {near(spec, names)}"
     )
 
 

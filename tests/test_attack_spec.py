@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from repsim.attacks import ATTACKS, AttackSpec, parse_attack, parse_number, run_attack
+from repsim.attacks import (
+    ATTACKS,
+    AttackSpec,
+    parse_attack,
+    parse_attacks,
+    parse_number,
+    run_attack,
+)
+from repsim.attacks.table import PRESETS
 from repsim.errors import UserError
 
 EPS = 8 / 255
@@ -64,8 +72,8 @@ def test_a_name_alone_takes_the_eps_of_the_data_and_the_defaults() -> None:
     spec = parse_attack("pgd", eps=EPS)
     assert (spec.name, spec.condition, spec.norm) == ("pgd", "pgd", "linf")
     assert spec.params == {
-        "eps": EPS, "norm": "linf", "restarts": 1, "start": "random", "step_size": None,
-        "steps": 20,
+        "eps": EPS, "eot": 1, "loss": "ce", "norm": "linf", "restarts": 1, "start": "random",
+        "step_size": None, "steps": 20,
     }  # fmt: skip
     assert spec.text == "pgd,eps=8/255"
     assert not spec.is_control
@@ -79,7 +87,8 @@ def test_settings() -> None:
     assert spec.condition == "pgd-l2"
     assert spec.norm == "l2"
     assert spec.params == {
-        "eps": 0.5, "norm": "l2", "restarts": 1, "start": "clean", "step_size": 0.625, "steps": 7,
+        "eps": 0.5, "eot": 1, "loss": "ce", "norm": "l2", "restarts": 1, "start": "clean",
+        "step_size": 0.625, "steps": 7,
     }  # fmt: skip
     assert parse_attack("fgsm,eps=0.03", eps=EPS).params == {"eps": 0.03, "norm": "linf"}
     assert parse_attack("noise,eps=4/255", eps=EPS).params["eps"] == 4 / 255
@@ -130,8 +139,8 @@ def test_an_eps_belongs_to_the_norm_it_was_given_with() -> None:
 
 
 @given(
-    st.sampled_from(sorted(ATTACKS)),
-    st.sampled_from(["linf", "l2"]),
+    st.sampled_from(["fgsm", "pgd", "mim", "apgd", "square", "fab", "autoattack", "noise"]),
+    st.sampled_from(["linf", "l2", "l1"]),
     st.floats(0, 1) | st.integers(0, 255).map(lambda n: n / 255) | st.sampled_from([0.1, 0.15]),
     st.integers(1, 500),
     st.floats(1e-6, 1) | st.none(),
@@ -168,9 +177,9 @@ def test_text_shows_eps_as_one_would_type_it(eps: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pdg", r"expects one of fgsm, noise, pgd or module:object.*got 'pdg'; near: pgd"),
-        ("", "expects one of fgsm"),
-        ("pgd,step=3", r"pgd takes eps, norm, .*; got 'step'; near: steps"),
+        ("pdg", r"expects one of apgd, .*unseen or module:object.*got 'pdg'; near: pgd"),
+        ("", "expects one of apgd"),
+        ("pgd,step=3", r"pgd takes eot, eps, loss, norm, .*; got 'step'; near: steps"),
         ("fgsm,steps=3", r"fgsm takes eps, norm; got 'steps'"),
         ("pgd,ids=3", "got 'ids'"),
         ("pgd,model=3", "got 'model'"),
@@ -190,7 +199,13 @@ def test_text_shows_eps_as_one_would_type_it(eps: str, shown: str) -> None:
         ("noise,eps=8", "try 8/255"),
         ("fgsm,eps=-8/255", "at least 0"),
         ("pgd,eps=x", "eps expects a number"),
-        ("pgd,norm=l1", "norm expects one of linf, l2; got 'l1'"),
+        ("pgd,norm=l0,eps=1", "norm expects one of linf, l2, l1; got 'l0'"),
+        ("pgd,norm=l1", "norm l1 expects an eps of its own; try pgd,norm=l1,eps=12"),
+        ("pgd,loss=hinge", "loss expects one of ce, dlr, margin, kl; got 'hinge'"),
+        ("pgd,eot=0", "eot expect at least 1"),
+        ("mim,steps=0", "at least 1"),
+        ("deepfool,norm=l1", "deepfool expects norm l2 or linf; got 'l1'"),
+        ("probe,layer=layer1", "probe expects the probe's file: .*weights=FILE"),
         ("pgd,as=clean", "other than clean, adv"),
         ("pgd,as=adv", "other than clean, adv"),
         ("pgd,as=worst", "worst"),
@@ -211,6 +226,51 @@ def test_mistakes_name_what_was_expected_what_came_and_what_is_near(
     with pytest.raises(UserError, match=message) as caught:
         parse_attack(text, eps=EPS)
     assert "\n" not in str(caught.value)
+
+
+# --- presets, groups, files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_the_attack_that_it_stands_for(name: str) -> None:
+    spec = parse_attack(name, eps=EPS)
+    assert spec == parse_attack(f"{PRESETS[name]},as={name}", eps=EPS)
+    assert parse_attack(spec.text, eps=0.3) == spec
+
+
+def test_settings_after_a_preset_replace_its_own() -> None:
+    assert parse_attack("l2-0.5,steps=50", eps=EPS).params["steps"] == 50
+    assert parse_attack("l2-0.5,eps=1", eps=EPS).params["eps"] == 1
+    assert parse_attack("apgd-t,targets=3", eps=EPS).params["loss"] == "dlr-targeted"
+
+
+def test_unseen_threats_are_those_of_the_table() -> None:
+    """RoCL's table 1: linf 16/255, l2 0.25 and 0.5, l1 7.84 and 12."""
+    found = parse_attacks("unseen,steps=7", eps=EPS, defaults={"eps": "4/255"})
+    assert [(s.norm, s.params["eps"]) for s in found] == [
+        ("linf", 16 / 255), ("l2", 0.25), ("l2", 0.5), ("l1", 7.84), ("l1", 12.0)
+    ]  # fmt: skip
+    assert {s.params["steps"] for s in found} == {7}
+    assert len({s.condition for s in found}) == 5
+    assert len(parse_attacks("pgd", eps=EPS)) == 1
+
+
+def test_attacks_of_the_smallest_norm_need_no_eps() -> None:
+    for name in ("cw-l2", "deepfool"):
+        spec = parse_attack(name, eps=EPS)
+        assert spec.params["eps"] is None
+        assert "eps" not in spec.text
+        assert parse_attack(spec.text, eps=EPS) == spec
+        assert parse_attack(f"{name},eps=0.5", eps=EPS).params["eps"] == 0.5
+
+
+def test_files_are_not_read_before_they_are_bound(net: nn.Module) -> None:
+    spec = parse_attack("pgd,surrogate=other.pt", eps=EPS)
+    assert spec.files == {"surrogate": "other.pt"}
+    assert spec.text == "pgd,eps=8/255,surrogate=other.pt"
+    assert spec != parse_attack("pgd", eps=EPS)
+    with pytest.raises(UserError, match="names files that were not read"):
+        run(spec, net)
 
 
 # --- plug-ins --------------------------------------------------------------------------------

@@ -233,10 +233,10 @@ def test_steepest_has_norm_1_for_any_scale_of_gradient() -> None:
     torch.manual_seed(0)
     direction = torch.randn(1, 3, 4, 4)
     scales = torch.tensor([1e-30, 1e-20, 1.0, 1e20, 1e30]).view(-1, 1, 1, 1)
-    found = steepest(direction * scales, "l2")
+    found = steepest(direction * scales, "l2", direction * scales)
     wanted = direction / direction.norm()
     torch.testing.assert_close(found, wanted.expand_as(found), atol=1e-6, rtol=1e-5)
-    assert torch.equal(steepest(torch.zeros(2, 3, 4, 4), "l2"), torch.zeros(2, 3, 4, 4))
+    assert torch.equal(steepest(torch.zeros(2, 3, 4, 4), "l2", torch.zeros(2, 3, 4, 4)), torch.zeros(2, 3, 4, 4))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -700,7 +700,7 @@ def test_images_that_are_no_pixels(
         (-1.0, "l2", "at least 0"),
         (math.nan, "linf", "at least 0"),
         (math.inf, "l2", "at least 0"),
-        (0.1, "l1", "linf, l2; got 'l1'"),
+        (0.1, "l0", "linf, l2, l1; got 'l0'"),
     ],
 )
 def test_sizes_that_cannot_be_meant(

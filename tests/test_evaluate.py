@@ -82,7 +82,7 @@ def test_accuracies_are_those_of_a_plain_loop(linear: LoadedModel, drawn: ImageD
     assert summary["clean_accuracy"] == pytest.approx(clean.double().mean().item())
     for name, right in survived.items():
         assert summary["robust_accuracy"][name] == pytest.approx(right.double().mean().item())
-        assert (found.lost[name] == ~right.numpy()).all()
+        assert (found.found[name].lost == ~right.numpy()).all()
     robust = summary["robust_accuracy"]
     assert robust["pgd"] < robust["fgsm"] < robust["noise"] < summary["clean_accuracy"] + 1e-9
     assert robust["pgd"] > 0
@@ -103,10 +103,10 @@ def test_misclassified_images_are_lost_and_not_attacked(
     assert wrong.sum() > 3
     assert torch.equal(torch.cat(seen), drawn.keys[torch.from_numpy(~wrong)])
     assert [len(ids) for ids in seen[:-1]] == [64] * (len(seen) - 1)  # in full batches
-    assert found.lost["spy"][wrong].all()
-    assert (found.norms["spy"][wrong] == 0).all()
-    assert found.norms["spy"][~wrong] == pytest.approx(0.01, rel=1e-4)
-    assert (found.predictions["spy"][wrong] == found.clean[wrong]).all()
+    assert found.found["spy"].lost[wrong].all()
+    assert (found.found["spy"].norm[wrong] == 0).all()
+    assert found.found["spy"].norm[~wrong] == pytest.approx(0.01, rel=1e-4)
+    assert (found.found["spy"].prediction[wrong] == found.clean[wrong]).all()
 
 
 def test_worst_is_over_the_attacks_and_leaves_the_control_out(
@@ -116,9 +116,9 @@ def test_worst_is_over_the_attacks_and_leaves_the_control_out(
     found = evaluate(linear, drawn, attacks)
     worst = found.summary()["robust_accuracy"]
     assert worst["noise"] < worst["worst"]
-    assert worst["worst"] == pytest.approx(1 - (found.lost["fgsm"] | found.lost["l2"]).mean())
+    assert worst["worst"] == pytest.approx(1 - (found.found["fgsm"].lost | found.found["l2"].lost).mean())
     assert worst["worst"] <= min(worst["fgsm"], worst["l2"])
-    assert found.lost["fgsm"].sum() != found.lost["l2"].sum()
+    assert found.found["fgsm"].lost.sum() != found.found["l2"].lost.sum()
     assert "worst" not in evaluate(linear, drawn, specs("noise")).summary()["robust_accuracy"]
 
 
@@ -126,8 +126,9 @@ def test_a_row_an_image(linear: LoadedModel, drawn: ImageData) -> None:
     found = evaluate(linear, drawn, specs("pgd,norm=l2,eps=0.4,steps=4,as=l2", "noise"))
     table = found.table()
     assert list(table.columns) == [
-        "index", "label", "clean", "l2_prediction", "l2_norm", "l2_lost",
-        "noise_prediction", "noise_norm", "noise_lost",
+        "index", "label", "clean",
+        "l2_prediction", "l2_norm", "l2_lost", "l2_loss", "l2_first_success",
+        "noise_prediction", "noise_norm", "noise_lost", "noise_loss", "noise_first_success",
     ]  # fmt: skip
     assert (table["index"] == drawn.index.numpy()).all()
     assert (table["label"] == drawn.labels.numpy()).all()
@@ -186,10 +187,10 @@ def test_the_last_verdict_is_of_the_last_iterate(linear: LoadedModel, drawn: Ima
     attacked = pgd(linear.model, x, y, steps=3, eps=0.05, ids=drawn.keys, mode="last")
     right = torch.from_numpy(found.clean) == y
     prediction = predict(linear, attacked)
-    assert (found.predictions["pgd"][right] == prediction[right].numpy()).all()
-    assert (found.lost["pgd"] == ((prediction != y) | ~right).numpy()).all()
+    assert (found.found["pgd"].prediction[right] == prediction[right].numpy()).all()
+    assert (found.found["pgd"].lost == ((prediction != y) | ~right).numpy()).all()
     size = perturbation_norm(attacked - x, "linf")
-    assert found.norms["pgd"][right] == pytest.approx(size[right].numpy(), abs=1e-6)
+    assert found.found["pgd"].norm[right] == pytest.approx(size[right].numpy(), abs=1e-6)
 
 
 def test_batch_size_order_and_layout_change_nothing(digits_test: ImageData) -> None:
@@ -199,7 +200,7 @@ def test_batch_size_order_and_layout_change_nothing(digits_test: ImageData) -> N
     data = replace(data, labels=predict(loaded, to_float(data.images)))  # all right, untrained
     attacks = specs("pgd,steps=4,eps=0.01,restarts=2", "noise")
     wanted = evaluate(loaded, data, attacks)
-    assert 0 < wanted.lost["pgd"].mean() < 1
+    assert 0 < wanted.found["pgd"].lost.mean() < 1
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     runtime = Runtime("cpu", "float32", channels_last=True)
     for found, rows in (
@@ -209,13 +210,13 @@ def test_batch_size_order_and_layout_change_nothing(digits_test: ImageData) -> N
     ):
         assert (found.clean == wanted.clean[rows]).all()
         for name in ("pgd", "noise"):
-            assert (found.lost[name] == wanted.lost[name][rows]).all()
-            assert found.norms[name] == pytest.approx(wanted.norms[name][rows], abs=1e-6)
+            assert (found.found[name].lost == wanted.found[name].lost[rows]).all()
+            assert found.found[name].norm == pytest.approx(wanted.found[name].norm[rows], abs=1e-6)
 
 
 def test_the_seed_reaches_the_draws(linear: LoadedModel, drawn: ImageData) -> None:
     attack = specs("pgd,steps=1,step_size=1e-6,eps=0.1")  # nearly the random start alone
-    norms = [evaluate(linear, drawn, attack, seed=seed).norms["pgd"] for seed in (0, 0, 1)]
+    norms = [evaluate(linear, drawn, attack, seed=seed).found["pgd"].norm for seed in (0, 0, 1)]
     assert (norms[0] == norms[1]).all()
     assert (norms[0] != norms[2]).any()
 
@@ -227,7 +228,7 @@ def test_a_plugin_that_returns_inputs_only(
     found = evaluate(linear, drawn, attack)
     x, y = to_float(drawn.images), drawn.labels
     wanted = (predict(linear, 1 - x) != y) | (predict(linear, x) != y)
-    assert (found.lost["mine"] == wanted.numpy()).all()
+    assert (found.found["mine"].lost == wanted.numpy()).all()
     assert "worst" in found.summary()["robust_accuracy"]
 
 
@@ -266,7 +267,7 @@ class Kills(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bright = x.flatten(1).amax(1)
-        logits = torch.stack([bright * 0 + 1, bright * 0], 1)
+        logits = torch.stack([bright * 0 + 2, bright * 0], 1)
         return torch.where(bright[:, None] > self.above, torch.nan, logits)
 
 

@@ -13,13 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "repsim"
 # From the bottom up: a module may import those of its own row and of the rows before it.
 ROWS = [
     {"errors", "registry", "keyed"},
-    {"data", "augment", "models", "similarity", "runtime", "progress", "files"},
+    {"data", "augment", "models", "similarity", "losses", "contrastive_losses", "runtime", "progress", "files"},
     {"hooks", "attacks", "objectives", "reduce"},
     {"checkpoint"},
-    {"train", "evaluate", "store"},
-    {"extract", "result"},
+    {"attack_files", "train", "evaluate", "store"},
+    {"extract", "masking", "result"},
     {"compare", "plot"},
-    {"pair"},
+    {"cross", "pair"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, row in enumerate(ROWS) for name in row}

@@ -1,29 +1,52 @@
 """Attacks: functions (model, inputs, labels, *, eps, ...) -> attacked inputs, and their names."""
 
-from repsim.attacks.ball import perturbation_norm
+from repsim.attacks.apgd import apgd
+from repsim.attacks.ascend import ascend
+from repsim.attacks.autoattack import autoattack
+from repsim.attacks.ball import NORMS, perturbation_norm
+from repsim.attacks.cw import cw
+from repsim.attacks.deepfool import deepfool
+from repsim.attacks.fab import fab
+from repsim.attacks.fast import faster
 from repsim.attacks.fgsm import fgsm
 from repsim.attacks.gradient import frozen
+from repsim.attacks.mim import mim
 from repsim.attacks.noise import noise
 from repsim.attacks.pgd import pgd
+from repsim.attacks.rfgsm import rfgsm
+from repsim.attacks.run import run_attack
 from repsim.attacks.spec import (
-    ATTACKS,
     AttackSpec,
     noise_control,
     parse_attack,
+    parse_attacks,
     parse_number,
-    run_attack,
 )
+from repsim.attacks.square import square
+from repsim.attacks.table import ATTACKS
 
 __all__ = [
     "ATTACKS",
+    "NORMS",
     "AttackSpec",
+    "apgd",
+    "ascend",
+    "autoattack",
+    "cw",
+    "deepfool",
+    "fab",
+    "faster",
     "fgsm",
     "frozen",
+    "mim",
     "noise",
     "noise_control",
     "parse_attack",
+    "parse_attacks",
     "parse_number",
     "perturbation_norm",
     "pgd",
+    "rfgsm",
     "run_attack",
+    "square",
 ]

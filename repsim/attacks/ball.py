@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from repsim.attacks.l1 import largest_signs, project_l1
 from repsim.errors import UserError
-from repsim.keyed import keyed_normal, keyed_uniform
+from repsim.keyed import keyed_normal, keyed_sign, keyed_uniform
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 
 
 def check_ball(eps: float, norm: str) -> None:
@@ -33,7 +34,9 @@ def check_ball(eps: float, norm: str) -> None:
 def perturbation_norm(delta: Tensor, norm: str) -> Tensor:
     """Norm of each image's perturbation: (batch, ...) -> (batch,) float32."""
     flat = delta.flatten(1).float()
-    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    if norm == "linf":
+        return flat.abs().amax(1)
+    return flat.norm(dim=1) if norm == "l2" else flat.abs().sum(1)
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
@@ -42,11 +45,13 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
 
 
 def project(inputs: Tensor, clean: Tensor, eps: float, norm: str) -> Tensor:
-    """The nearest image of the ball around `clean`, then clipped to [0, 1]; (batch, ...).
+    """An image of the ball around `clean` and of [0, 1] near `inputs`; (batch, ...).
 
-    Clipping moves every pixel towards the clean image, which lies in the box, so it does not
-    leave the ball.
+    linf and l1: the nearest one. l2: the nearest one of the ball, then clipped; clipping moves
+    every pixel towards the clean image, which lies in the box, so it does not leave the ball.
     """
+    if norm == "l1":
+        return project_l1(inputs, clean, eps)
     if norm == "linf":
         low, high = (clean - eps).clamp_(min=0), (clean + eps).clamp_(max=1)
         return torch.maximum(torch.minimum(inputs, high), low)
@@ -56,15 +61,25 @@ def project(inputs: Tensor, clean: Tensor, eps: float, norm: str) -> Tensor:
     return (clean + delta).clamp_(0, 1)
 
 
-def steepest(gradient: Tensor, norm: str) -> Tensor:
+def steepest(gradient: Tensor, norm: str, at: Tensor) -> Tensor:
     """The direction of norm 1 along which the loss grows fastest; (batch, ...).
 
-    linf: the sign. l2: the gradient over its own norm; an image whose gradient is 0 stays. NaN
-    stays NaN, so that an attack notices a broken gradient at its end.
+    linf: the sign. l2: the gradient over its own norm. l1: the signs of the largest 1% of
+    |gradient| over their number, among the pixels of the iterate `at`, which no other norm looks
+    at, that can still move that way within [0, 1]; the one largest would be steepest, but moves
+    nothing else (SLIDE, Tramèr and Boneh 2019, arXiv 1904.13000, section 4, quantile 0.99).
+
+    An image whose gradient is 0 stays. NaN stays NaN, so that an attack notices a broken gradient
+    at its end.
     """
     if norm == "linf":
         # torch's sign of NaN is 0: the image would stay, and count as robust.
         return torch.where(gradient.isnan(), gradient, gradient.sign())
+    if norm == "l1":
+        stuck = ((at <= 0) & (gradient < 0)) | ((at >= 1) & (gradient > 0))
+        count = -(-math.prod(gradient.shape[1:]) // 100)
+        counts = torch.full((len(gradient),), count, device=gradient.device)
+        return largest_signs(gradient.masked_fill(stuck, 0), counts, count)
     # Scaled by the largest entry first: the square of a gradient of 1e-30 underflows to 0.
     largest = per_image(gradient.flatten(1).abs().amax(1), gradient)
     scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -78,9 +93,17 @@ def random_start(
     """A point drawn uniformly from the ball around each image, then clipped to [0, 1].
 
     linf: uniform in the cube. l2: a normal direction at radius eps · u^(1/d), d the number of
-    pixel values. The draws are keyed by (seed, id, restart); see `repsim.keyed`.
+    pixel values. l1: ±eps · e_i / Σ e, of d + 1 exponential draws e the first d, with random
+    signs. The draws are keyed by (seed, id, restart); see `repsim.keyed`.
     """
     shape = tuple(clean.shape[1:])
+    if norm == "l1":
+        size = math.prod(shape)
+        spacing = keyed_uniform(ids, (size + 1,), seed=seed, stream=2 * restart).neg_().log1p_()
+        share = (spacing[:, :size] / spacing.sum(1, keepdim=True)).view(-1, *shape)
+        sign = keyed_sign(ids, shape, seed=seed, stream=2 * restart + 1)
+        inside = (clean + (eps * sign * share).to(clean.dtype)).clamp_(0, 1)
+        return project(inside, clean, eps, norm)  # what rounding has added
     if norm == "linf":
         delta = keyed_uniform(ids, shape, seed=seed, stream=2 * restart) * 2 - 1
         return project(clean + eps * delta.to(clean.dtype), clean, eps, norm)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from repsim.attacks.ball import check_ball, project, steepest
-from repsim.attacks.gradient import (
-    check_finite,
-    check_inputs,
-    frozen,
-    loss_and_gradient,
-    loss_and_logits,
-)
+from repsim.attacks.gradient import check_finite, check_inputs, frozen
+from repsim.attacks.objective import Classify, value, value_and_gradient
+from repsim.losses import cross_entropy
 
 
 def fgsm(
@@ -48,12 +45,13 @@ def fgsm(
     check_ball(eps, norm)
     check_inputs(inputs, labels)
     inputs = inputs.detach()
-    with frozen(model, train_mode=train_mode):
-        _, gradient, _ = loss_and_gradient(model, inputs, labels)
-        attacked = project(inputs + eps * steepest(gradient, norm), inputs, eps, norm)
+    rows = torch.arange(len(inputs), device=inputs.device)
+    with frozen(model, train_mode=train_mode) as net:
+        objective = Classify(net, labels, cross_entropy)
+        _, gradient, _ = value_and_gradient(objective, inputs, rows)
+        attacked = project(inputs + eps * steepest(gradient, norm, inputs), inputs, eps, norm)
         if record is not None:
-            loss, logits = loss_and_logits(model, attacked, labels)
+            loss, fooled = value(objective, attacked, rows)
             check_finite(loss)
-            fooled = logits.argmax(1) != labels
             record.update(loss=loss, first_success=fooled.long() * 2 - 1)
     return attacked

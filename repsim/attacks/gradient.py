@@ -1,4 +1,4 @@
-"""What gradient attacks share: a frozen network and the gradient of a loss to its inputs."""
+"""What attacks share: a frozen network, and checks of what goes in and comes out."""
 
 from __future__ import annotations
 
@@ -6,18 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repsim.attacks.fast import faster
 from repsim.errors import UserError
 
 
 @contextmanager
-def frozen(model: nn.Module, *, train_mode: bool = False) -> Iterator[None]:
+def frozen(
+    model: nn.Module, *, train_mode: bool = False, like: Tensor | None = None
+) -> Iterator[nn.Module]:
     """The network with no gradient to its parameters, in eval mode; as before afterwards.
 
-    With `train_mode` every module keeps the mode it has, so that an attack inside training may
-    use batch statistics; the running statistics then move, as they do in the papers' code.
+    Args:
+        model: any network.
+        train_mode: every module keeps the mode it has, so that an attack inside training may
+            use batch statistics; the running statistics then move, as they do in the papers'
+            code.
+        like: images; where given (and not `train_mode`), what is yielded may be a faster copy
+            that computes the same: see `repsim.attacks.fast`.
+
+    Yields:
+        The network to call.
     """
     modes = {module: module.training for module in model.modules()}
     wanted = [p for p in model.parameters() if p.requires_grad]
@@ -26,7 +36,7 @@ def frozen(model: nn.Module, *, train_mode: bool = False) -> Iterator[None]:
             model.eval()
         for parameter in wanted:
             parameter.requires_grad_(False)
-        yield
+        yield model if train_mode or like is None else faster(model, like)
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
@@ -34,28 +44,7 @@ def frozen(model: nn.Module, *, train_mode: bool = False) -> Iterator[None]:
             module.training = mode
 
 
-def loss_and_gradient(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """Cross-entropy of each image, its gradient to the inputs, and the logits.
-
-    Returns:
-        loss (batch,), gradient (batch, ...) like inputs, logits (batch, classes); detached.
-    """
-    inputs = inputs.detach().requires_grad_(True)
-    with torch.enable_grad():
-        logits = model(inputs)
-        loss = F.cross_entropy(logits.float(), labels, reduction="none")
-        (gradient,) = torch.autograd.grad(loss.sum(), inputs)
-    return loss.detach(), gradient, logits.detach()
-
-
-def loss_and_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each image (batch,) and the logits, where no gradient is needed."""
-    with torch.no_grad():
-        logits = model(inputs)
-        return F.cross_entropy(logits.float(), labels, reduction="none"), logits
-
-
-def check_inputs(inputs: Tensor, labels: Tensor) -> None:
+def check_inputs(inputs: Tensor, labels: Tensor | None) -> None:
     """Refuse what an attack in pixel units cannot mean.
 
     Raises:
@@ -64,7 +53,7 @@ def check_inputs(inputs: Tensor, labels: Tensor) -> None:
     """
     if not inputs.is_floating_point():
         raise UserError(f"images expect float pixels in [0, 1]; got {inputs.dtype}; divide by 255")
-    if len(inputs) != len(labels):
+    if labels is not None and len(inputs) != len(labels):
         raise UserError(f"labels expects one an image; got {len(labels)} for {len(inputs)} images")
     if len(inputs) == 0:
         return
@@ -74,6 +63,39 @@ def check_inputs(inputs: Tensor, labels: Tensor) -> None:
         raise UserError(
             f"images expect pixels in [0, 1]; got [{bounds[0]:.3g}, {bounds[1]:.3g}]; pass pixels "
             "and let the model normalise inside (repsim.models.Normalized)"
+        )
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Refuse outputs that are no logits, and labels that are none of its classes.
+
+    Raises:
+        UserError: logits not (batch, classes), or probabilities; labels not int64 or outside
+            [0, classes).
+    """
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2 or len(logits) != len(labels):
+        came = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(
+            f"the model is expected to return logits of shape ({len(labels)}, classes); got {came}"
+        )
+    if labels.dtype != torch.int64 or labels.dim() != 1:
+        raise UserError(
+            f"labels expect int64 of shape (batch,); got {labels.dtype} of {tuple(labels.shape)}"
+        )
+    if len(labels) == 0:
+        return
+    low, high = torch.stack(labels.aminmax()).tolist()
+    if low < 0 or high >= logits.shape[1]:
+        raise UserError(
+            f"labels expect classes 0 to {logits.shape[1] - 1}, as many as the model has logits; "
+            f"got {low if low < 0 else high}"
+        )
+    values = logits.detach().float()
+    if bool(((values >= 0).all() & ((values.sum(1) - 1).abs() < 1e-3).all())) and values.shape[1] > 1:
+        raise UserError(
+            "the model is expected to return logits; got probabilities (each row is at least 0 and "
+            "sums to 1): the gradient vanishes where softmax saturates, and the attack would look "
+            "weak for it; return what goes into the softmax"
         )
 
 

@@ -1,17 +1,17 @@
-"""Random signs of the attack's size: the control of every finding about attacks."""
+"""Random perturbations of the attack's size: the control of every finding about attacks."""
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
-from repsim.attacks.ball import check_ball
+from repsim.attacks.ball import check_ball, per_image, perturbation_norm
 from repsim.attacks.gradient import check_inputs, default_ids
-from repsim.keyed import keyed_sign
+from repsim.errors import UserError
+from repsim.keyed import keyed_normal, keyed_sign, keyed_uniform
 
 # Keeps the control's draws apart from the random starts of the attacks (streams 0, 1, 2, ...).
 _STREAM = 1 << 32
+KINDS = ("sign", "uniform")
 
 
 def noise(
@@ -21,20 +21,23 @@ def noise(
     *,
     eps: float = 8 / 255,
     norm: str = "linf",
+    kind: str = "sign",
     seed: int = 0,
     ids: Tensor | None = None,
 ) -> Tensor:
     """eps · random sign, clipped to [0, 1]: as large as the attack, in no direction.
 
-    For l2 the signs are scaled to norm eps (before clipping). The model is not used; it is an
-    argument because every attack takes it.
+    For l2 and l1 the signs are scaled to norm eps (before clipping). With kind "uniform" the
+    perturbation is drawn uniformly from the ball instead (for l2 and l1 in a normal direction),
+    and scaled so that its norm is eps exactly: the size is the attack's, the pixels differ.
 
     Args:
-        model: not used.
+        model: not used; it is an argument because every attack takes it.
         inputs: clean images (batch, c, h, w) in [0, 1].
         labels: int64 (batch,), not used.
         eps: size in pixel units.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
+        kind: "sign" or "uniform".
         seed: seed of the draws, which are keyed by (seed, id).
         ids: int64 (batch,) keys; the position in the batch by default.
 
@@ -42,11 +45,19 @@ def noise(
         Noisy images, like inputs.
 
     Raises:
-        UserError: images outside [0, 1]; an eps or norm that cannot be meant.
+        UserError: images outside [0, 1]; an eps, norm or kind that cannot be meant.
     """
     check_ball(eps, norm)
+    if kind not in KINDS:
+        raise UserError(f"kind expects one of {', '.join(KINDS)}; got {kind!r}")
     check_inputs(inputs, labels)
+    inputs, ids = inputs.detach(), default_ids(inputs, ids)
     shape = tuple(inputs.shape[1:])
-    sign = keyed_sign(default_ids(inputs, ids), shape, seed=seed, stream=_STREAM)
-    size = eps if norm == "linf" else eps / math.prod(shape) ** 0.5
-    return (inputs.detach() + size * sign.to(inputs.dtype)).clamp_(0, 1)
+    if kind == "uniform" and norm == "linf":
+        delta = keyed_uniform(ids, shape, seed=seed, stream=_STREAM + 1) * 2 - 1
+    elif kind == "uniform":
+        delta = keyed_normal(ids, shape, seed=seed, stream=_STREAM + 1)
+    else:
+        delta = keyed_sign(ids, shape, seed=seed, stream=_STREAM)
+    size = per_image(perturbation_norm(delta, norm), delta)
+    return (inputs + eps * (delta / size).to(inputs.dtype)).clamp_(0, 1)

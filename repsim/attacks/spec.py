@@ -9,29 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from repsim.attacks.ascend import check_settings
 from repsim.attacks.ball import NORMS, check_ball
-from repsim.attacks.fgsm import fgsm
-from repsim.attacks.gradient import check_inputs, frozen
-from repsim.attacks.noise import noise
-from repsim.attacks.pgd import check_settings, pgd
+from repsim.attacks.pgd import LOSS_NAMES
+from repsim.attacks.table import ATTACKS, CONTROLS, GROUPS, PRESETS, Attack
 from repsim.errors import UserError
 from repsim.registry import near, resolve
 
-Attack = Callable[..., Tensor]
-
-ATTACKS: dict[str, Attack] = {"fgsm": fgsm, "pgd": pgd, "noise": noise}
-CONTROLS = ("noise",)
-# What else would be found too late, when the attack runs.
-_CHECKS: dict[str, Callable[..., None]] = {"pgd": check_settings}
 # These mean something else where conditions are named.
 _RESERVED = ("clean", "adv", "worst")
 _PLAIN = (bool, int, float, str, type(None))
 _ANY = inspect.Parameter.empty  # a setting without a default: of any type
 # What the caller of an attack decides, not the one who names it.
-_CALLERS = ("model", "inputs", "labels", "seed", "ids", "mode", "record", "train_mode")
+_CALLERS = (
+    "model", "inputs", "labels", "seed", "ids", "mode", "record", "train_mode", "tell",
+    "weight", "bias", "projector", "guides",
+)  # fmt: skip
+# Settings that name a file: any attack may be made on another network; a probe has weights.
+_FILES = ("surrogate", "weights")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
@@ -46,6 +41,9 @@ class AttackSpec:
             one attack are equal and a record of it outlives a change of defaults.
         function: (model, inputs, labels, *, eps, ...) -> attacked inputs.
         is_control: True for noise, which has the size of an attack but no direction.
+        files: paths of the files that it needs, by setting: `surrogate`, `weights`.
+        origin: what those files were, for the record; see `repsim.attack_files.bind`.
+        bound: what was read from them.
     """
 
     name: str
@@ -53,6 +51,9 @@ class AttackSpec:
     params: Mapping[str, Any]
     function: Attack = field(compare=False)
     is_control: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    bound: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def norm(self) -> str:
@@ -66,8 +67,10 @@ class AttackSpec:
         settings = [
             f"{key}={_show(value)}"
             for key, value in self.params.items()
-            if key == "eps" or key not in defaults or value != defaults[key]
+            if value is not None
+            and (key == "eps" or key not in defaults or value != defaults[key])
         ]
+        settings += [f"{key}={path}" for key, path in self.files.items()]
         given = [] if self.condition == self.name else [f"as={self.condition}"]
         return ",".join([self.name, *settings, *given])
 
@@ -78,6 +81,7 @@ class AttackSpec:
             "condition": self.condition,
             "params": dict(self.params),
             "control": self.is_control,
+            **self.origin,
         }
 
 
@@ -110,13 +114,24 @@ def parse_number(text: str, *, what: str, eps: float | None = None) -> float:
     raise UserError(f"{what} expects a number such as 8/255 or 0.03; got {text!r}")
 
 
+def parse_attacks(
+    text: str, *, eps: float, defaults: Mapping[str, str] | None = None
+) -> list[AttackSpec]:
+    """As `parse_attack`; the name of a group (`unseen`) stands for all of its attacks."""
+    name, comma, settings = text.partition(",")
+    if name.strip() not in GROUPS:
+        return [parse_attack(text, eps=eps, defaults=defaults)]
+    members = GROUPS[name.strip()]
+    return [parse_attack(m + comma + settings, eps=eps, defaults=defaults) for m in members]
+
+
 def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = None) -> AttackSpec:
     """`NAME` or `NAME,key=value,...`; `as=` names the condition.
 
     Args:
         text: for example `pgd` or `pgd,norm=l2,eps=0.5,as=pgd-l2`.
-        eps: the data set's linf eps, used unless the text gives one. (A plug-in whose own
-            default is another norm keeps its own default eps.)
+        eps: the data set's linf eps, used unless the text gives one. (An attack whose own
+            default is another norm keeps its own default eps, which may be none at all.)
         defaults: settings as text, from options such as `--steps`; used by the attacks that
             take them unless `text` gives them.
 
@@ -124,10 +139,20 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
         UserError: unknown name, setting or value; a norm without an eps of its own.
     """
     name, *settings = [part.strip() for part in text.split(",")]
-    function = resolve(name, ATTACKS, kind="attack")
+    short, preset = name, dict[str, str]()
+    if name in PRESETS:
+        name, *own = PRESETS[name].split(",")
+        preset = dict(setting.split("=") for setting in own)
+    function = resolve(name, ATTACKS, kind="attack", also=[*PRESETS, *GROUPS])
     known, open_ended = _settings_of(function, name)
-    given = _read_settings(name, settings, None if open_ended else known)
-    condition = _condition(given.pop("as", name.rpartition(":")[2]), name in CONTROLS)
+    given = preset | _read_settings(name, settings, None if open_ended else known)
+    condition = _condition(given.pop("as", short.rpartition(":")[2]), name in CONTROLS)
+    files = {key: given.pop(key) for key in _FILES if key in given and key not in known}
+    if name == "probe" and "weights" not in files:
+        raise UserError(
+            "--attack probe expects the probe's file: probe,layer=NAME,weights=FILE (a checkpoint "
+            "of tensors weight (classes, features) and bias (classes,))"
+        )
 
     taken = {k: v for k, v in (defaults or {}).items() if k in known or open_ended}
     own_norm = known["norm"] if isinstance(known.get("norm"), str) else "linf"
@@ -139,17 +164,19 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
     params: dict[str, Any] = {k: v for k, v in known.items() if isinstance(v, _PLAIN)}
     if "eps" in known or open_ended:
         asked = given.pop("eps", None)
-        own_eps = norm == own_norm != "linf" and isinstance(known.get("eps"), float)
+        # An attack of the smallest norm needs no eps.
+        free = norm != "linf" and "eps" in known and known["eps"] is None
+        own_eps = free or (norm == own_norm != "linf" and isinstance(known.get("eps"), float))
         if asked is not None:
             params["eps"] = parse_number(asked, what="eps")
         elif not own_eps:
             params["eps"] = eps
-        if name in ATTACKS or norm in NORMS:  # a plug-in may have norms of its own
-            check_ball(params["eps"], norm)
+        if (name in ATTACKS or norm in NORMS) and params["eps"] is not None:
+            check_ball(params["eps"], norm)  # a plug-in may have norms of its own
         if asked is None and norm != "linf" and not own_eps:
             raise UserError(
                 f"--attack {text}: norm {norm} expects an eps of its own; try "
-                f"{name},norm={norm},eps=0.5"
+                f"{name},norm={norm},eps={12 if norm == 'l1' else 0.5}"
             )
     for key, value in given.items():
         params[key] = _convert(key, value, known.get(key, _ANY), params.get("eps"))
@@ -157,10 +184,21 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
         raise UserError(
             f"--attack {text}: {name} also expects {', '.join(lacking)}; add ,KEY=VALUE"
         )
-    if name in _CHECKS:
-        _CHECKS[name](**params)
+    if name in ATTACKS:
+        _check(name, params)
     ordered = {key: params[key] for key in sorted(params, key=lambda k: (k != "eps", k))}
-    return AttackSpec(name, condition, ordered, function, name in CONTROLS)
+    return AttackSpec(name, condition, ordered, function, name in CONTROLS, files)
+
+
+def _check(name: str, params: Mapping[str, Any]) -> None:
+    """What else would be found too late, when the attack runs."""
+    if "steps" in params and params.get("eps") is not None:
+        check_settings(**{"norm": "linf", **params})
+    if name in ("pgd", "mim") and params["loss"] not in LOSS_NAMES:
+        raise UserError(f"loss expects one of {', '.join(LOSS_NAMES)}; got {params['loss']!r}")
+    norms = {"deepfool": ("l2", "linf"), "cw-l2": ("l2",)}.get(name, NORMS)
+    if params.get("norm", norms[0]) not in norms:
+        raise UserError(f"{name} expects norm {' or '.join(norms)}; got {params['norm']!r}")
 
 
 def _read_settings(
@@ -174,7 +212,7 @@ def _read_settings(
             raise UserError(f"--attack {name}: expected key=value after the name; got {setting!r}")
         if key in given:
             raise UserError(f"--attack {name}: expected {key} once; got it twice")
-        if key != "as" and known is not None and key not in known:
+        if key not in ("as", *_FILES) and known is not None and key not in known:
             takes = ", ".join(sorted(known)) or "no settings"
             raise UserError(f"--attack {name} takes {takes}; got {key!r}; near: {near(key, known)}")
         given[key] = value
@@ -235,63 +273,3 @@ def _convert(key: str, text: str, default: Any, eps: float | None) -> Any:
 def noise_control(eps: float, norm: str = "linf") -> AttackSpec:
     """The control for an attack of this size: condition `noise`."""
     return parse_attack(f"noise,norm={norm},eps={eps!r}", eps=eps)
-
-
-def run_attack(
-    spec: AttackSpec,
-    model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    *,
-    ids: Tensor,
-    seed: int,
-    mode: str = "represent",
-    train_mode: bool = False,
-    record: dict[str, Tensor] | None = None,
-) -> Tensor:
-    """The attacked images (batch, c, h, w), detached; the user's own attacks go through here too.
-
-    An attack is handed those of ids, seed, mode, train_mode and record that its signature has.
-
-    Args:
-        spec: what `parse_attack` returned.
-        model: pixel model.
-        inputs: clean images (batch, c, h, w) in [0, 1].
-        labels: int64 (batch,).
-        ids: int64 (batch,), keys of the random draws.
-        seed: seed of the draws.
-        mode: "represent", "evaluate" or "last"; see `repsim.attacks.pgd`.
-        train_mode: leave the network in the mode it is in.
-        record: filled with what the attack knows of each image: loss, first_success.
-
-    Raises:
-        UserError: images outside [0, 1], or an attack that returns something else than images
-            of the same shape in [0, 1].
-    """
-    takes = inspect.signature(spec.function).parameters
-    offered = {
-        "ids": ids,
-        "seed": seed,
-        "mode": mode,
-        "train_mode": train_mode,
-        "record": record,
-    }
-    handed = {key: value for key, value in offered.items() if key in takes}
-    if spec.name in ATTACKS:
-        return spec.function(model, inputs, labels, **spec.params, **handed)
-    check_inputs(inputs, labels)
-    # A copy: a user's attack may well work in place, and the caller still needs the clean images.
-    with frozen(model, train_mode=train_mode), torch.enable_grad():
-        attacked = spec.function(model, inputs.detach().clone(), labels, **spec.params, **handed)
-    _check_plugin(spec.name, attacked, inputs)
-    return attacked.detach().to(inputs)
-
-
-def _check_plugin(name: str, attacked: Any, inputs: Tensor) -> None:
-    if not isinstance(attacked, torch.Tensor) or attacked.shape != inputs.shape:
-        came = tuple(attacked.shape) if isinstance(attacked, torch.Tensor) else type(attacked)
-        raise UserError(
-            f"attack {name} is expected to return images of shape {tuple(inputs.shape)}; got {came}"
-        )
-    if not bool(((attacked >= 0) & (attacked <= 1)).all()):
-        raise UserError(f"attack {name} is expected to return images in [0, 1]; clip them to it")

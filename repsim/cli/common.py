@@ -9,11 +9,13 @@ from typing import Any
 
 import click
 
-from repsim.attacks import AttackSpec, parse_attack
+from repsim.attack_files import bind
+from repsim.attacks import AttackSpec, parse_attacks
 from repsim.checkpoint import LoadedModel, load_model
 from repsim.data import ImageData, default_eps, draw, load_data
 from repsim.errors import UserError
 from repsim.files import check_writable, replacing
+from repsim.runtime import Runtime
 
 
 def model_and_data(
@@ -55,7 +57,7 @@ def model_and_data(
             say(f"{model} is an architecture: an untrained network of seed {seed}")
     elif mean or std:
         raise UserError(f"--mean and --std are for foreign weights; {model} brings its own")
-    _check_fit(loaded, images)
+    check_fit(loaded, images)
     if samples is not None:
         if samples > len(images):
             say(f"{images.name}/{split} has {len(images)} images; all of them are used")
@@ -63,7 +65,12 @@ def model_and_data(
     return loaded, images
 
 
-def _check_fit(loaded: LoadedModel, images: ImageData) -> None:
+def check_fit(loaded: LoadedModel, images: ImageData) -> None:
+    """Refuse images that a network cannot take, or whose classes are others.
+
+    Raises:
+        UserError: another shape, number or order of classes.
+    """
     meta = loaded.meta
     wanted = (meta["channels"], meta["image_size"], meta["image_size"])
     came = tuple(images.images.shape[1:])
@@ -93,11 +100,22 @@ def _few(names: Sequence[str]) -> str:
 
 
 def attack_specs(
-    texts: Sequence[str], images: ImageData, settings: dict[str, str]
+    texts: Sequence[str],
+    images: ImageData,
+    settings: dict[str, str],
+    loaded: LoadedModel,
+    runtime: Runtime,
 ) -> list[AttackSpec]:
-    """The attacks asked for, `pgd` if none, with the data set's eps unless given."""
+    """The attacks asked for, `pgd` if none, with the data set's eps unless given.
+
+    The files that they name are read.
+    """
     eps = default_eps(images.name)
-    return [parse_attack(text, eps=eps, defaults=settings) for text in texts or ["pgd"]]
+    return [
+        bind(spec, loaded, runtime)
+        for text in texts or ["pgd"]
+        for spec in parse_attacks(text, eps=eps, defaults=settings)
+    ]
 
 
 def write_json(path: Path | None, content: dict[str, Any]) -> None:

@@ -114,12 +114,13 @@ def extract(
         say=progress.say,
     )  # fmt: skip
     settings = attack_settings(eps, norm, steps, step_size, restarts)
-    specs = [] if inputs_from else attack_specs(attacks, images, settings)
+    runtime = Runtime.of(device, precision)
+    specs = [] if inputs_from else attack_specs(attacks, images, settings, loaded, runtime)
     for spec in specs:
         progress.say(f"attack {spec.condition}: {spec.text}")
     report = library.extract(
         loaded, images, specs, out, layers=list(patterns), reduce=reduce, batch_size=batch_size,
-        runtime=Runtime.of(device, precision), seed=seed,
+        runtime=runtime, seed=seed,
         control=control, dtype=dtype, inputs_from=inputs_from, overwrite=overwrite,
         progress=progress,
     )  # fmt: skip

@@ -30,15 +30,18 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> An
         raise click.BadParameter(f"expected numbers joined by commas; got {value!r}") from None
 
 
-model_options = _stack(
-    click.option("--model", required=True, metavar="FILE|NAME",
-                 help="Checkpoint, foreign state dict (with --arch), or architecture."),
+model_option = click.option(
+    "--model", required=True, metavar="FILE|NAME",
+    help="Checkpoint, foreign state dict (with --arch), or architecture.",
+)  # fmt: skip
+foreign_options = _stack(
     click.option("--arch", metavar="NAME", help="Architecture of a foreign state dict."),
     click.option("--mean", callback=numbers, metavar="N,N,N",
                  help="Normalisation of a foreign network: mean."),
     click.option("--std", callback=numbers, metavar="N,N,N",
                  help="Normalisation of a foreign network: deviation."),
 )  # fmt: skip
+model_options = _stack(model_option, foreign_options)
 
 
 def data_options(split: str) -> Callable[[Command], Command]:
@@ -68,7 +71,7 @@ def samples_option(default: int | None) -> Callable[[Command], Command]:
 
 attack_size_options = _stack(
     click.option("--eps", metavar="EPS", help="Size, e.g. 8/255. [default: the data set's]"),
-    click.option("--norm", type=click.Choice(["linf", "l2"]), help="Norm. [default: linf]"),
+    click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), help="Norm. [default: linf]"),
     click.option("--steps", metavar="N", help="Steps of iterative attacks."),
     click.option("--step-size", metavar="S", help="Step size, e.g. 2/255 or 1.25eps."),
     click.option("--restarts", metavar="N", help="Restarts of randomly started attacks."),

@@ -10,13 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from repsim.attacks import AttackSpec, noise_control, run_attack
+from repsim.attacks import NORMS, AttackSpec, noise_control, run_attack
 from repsim.data import ImageData
 from repsim.errors import UserError
 from repsim.runtime import Runtime
 from repsim.store import match_rows, open_store
-
-_NORMS = ("linf", "l2")
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _attacked(spec: AttackSpec, model: nn.Module, runtime: Runtime, seed: int) -
         return inputs, record.get("first_success")
 
     kind = "control" if spec.is_control else "attack"
-    norm = spec.norm if spec.norm in _NORMS else "l2"
+    norm = spec.norm if spec.norm in NORMS else "l2"
     return Source(spec.condition, kind, spec.to_json(), norm, make)
 
 
@@ -133,9 +131,9 @@ def _control_for(specs: Sequence[AttackSpec], notes: list[str]) -> AttackSpec | 
     if not specs:
         return None
     first = specs[0]
-    if first.norm in _NORMS and "eps" in first.params:
+    if first.norm in NORMS and first.params.get("eps") is not None:
         return noise_control(first.params["eps"], first.norm)
-    notes.append(f"no control was added: the attack {first.condition} has no eps in linf or l2")
+    notes.append(f"no control was added: the attack {first.condition} has no eps in linf, l2 or l1")
     return None
 
 

@@ -32,6 +32,7 @@ from repsim.models.resnet import (
     resnet50,
     resnet56,
 )
+from repsim.models.smoothed import Smoothed
 from repsim.models.vit import vit_small, vit_tiny
 from repsim.models.wide_resnet import (
     wide_resnet,
@@ -41,7 +42,7 @@ from repsim.models.wide_resnet import (
 )
 from repsim.registry import near
 
-__all__ = ["MODELS", "Normalized", "build_model"]
+__all__ = ["MODELS", "Normalized", "Smoothed", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": resnet8,

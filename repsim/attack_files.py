@@ -1,0 +1,76 @@
+"""The files that an attack names: another network to make it on, the weights of a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repsim.attacks import AttackSpec
+from repsim.checkpoint import LoadedModel, load_model, read_plain
+from repsim.errors import UserError
+from repsim.files import sha256_of
+from repsim.runtime import Runtime
+
+
+def bind(spec: AttackSpec, loaded: LoadedModel, runtime: Runtime) -> AttackSpec:
+    """The attack with its files read, ready for `run_attack`; itself where it names none.
+
+    Args:
+        spec: what `parse_attack` returned.
+        loaded: the network that will be judged; a surrogate must take the same images and have
+            the same classes.
+        runtime: where the network runs.
+
+    Raises:
+        UserError: a file that is not there or does not fit.
+    """
+    origin: dict[str, Any] = {}
+    bound: dict[str, Any] = {}
+    if (path := spec.files.get("surrogate")) is not None:
+        surrogate = _surrogate(path, loaded)
+        origin["surrogate"] = {"name": surrogate.name, "sha256": surrogate.sha256}
+        bound["surrogate"] = runtime.place(surrogate.model)
+    if (path := spec.files.get("weights")) is not None:
+        bound.update(_probe(Path(path), runtime))
+        origin["weights"] = {"name": Path(path).name, "sha256": sha256_of(Path(path))}
+    return replace(spec, origin=origin, bound=bound) if origin else spec
+
+
+def _surrogate(path: str, loaded: LoadedModel) -> LoadedModel:
+    surrogate = load_model(path)
+    surrogate.require_head("an attack")
+    for key in ("channels", "image_size", "classes"):
+        ours, theirs = loaded.meta[key], surrogate.meta[key]
+        if key == "classes":
+            ours, theirs = len(ours), len(theirs)
+        if ours != theirs:
+            raise UserError(
+                f"surrogate={path} expects the {key} of {loaded.name}, {ours}; it has {theirs}"
+            )
+    return surrogate
+
+
+def _probe(path: Path, runtime: Runtime) -> dict[str, Tensor]:
+    content = read_plain(path)
+    found = {
+        key: content.get(key) if isinstance(content, Mapping) else None
+        for key in ("weight", "bias")
+    }
+    weight, bias = found["weight"], found["bias"]
+    fits = (
+        isinstance(weight, torch.Tensor)
+        and isinstance(bias, torch.Tensor)
+        and weight.dim() == 2
+        and bias.shape == weight.shape[:1]
+    )
+    if not fits:
+        raise UserError(
+            f"weights={path} expects a file of tensors weight (classes, features) and bias "
+            "(classes,), written by torch.save or safetensors"
+        )
+    return {key: value.float().to(runtime.device) for key, value in found.items()}

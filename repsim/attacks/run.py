@@ -1,0 +1,89 @@
+"""One attack of a batch, whoever wrote it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repsim.attacks.gradient import check_inputs, frozen
+from repsim.attacks.spec import AttackSpec
+from repsim.attacks.table import ATTACKS
+from repsim.errors import UserError
+
+
+def run_attack(
+    spec: AttackSpec,
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    ids: Tensor,
+    seed: int,
+    mode: str = "represent",
+    train_mode: bool = False,
+    record: dict[str, Tensor] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Tensor:
+    """The attacked images (batch, c, h, w), detached; the user's own attacks go through here too.
+
+    An attack is handed those of ids, seed, mode, train_mode, record and tell that its signature has.
+    With a surrogate it is made on that network at full strength (an image that has just fooled
+    the surrogate fools no other), and nothing is recorded of the network itself.
+
+    Args:
+        spec: what `parse_attack` returned, bound to its files where it names any.
+        model: pixel model.
+        inputs: clean images (batch, c, h, w) in [0, 1].
+        labels: int64 (batch,).
+        ids: int64 (batch,), keys of the random draws.
+        seed: seed of the draws.
+        mode: "represent", "evaluate" or "last"; see `repsim.attacks.pgd`.
+        train_mode: leave the network in the mode it is in.
+        record: filled with what the attack knows of each image: loss, first_success.
+        tell: called with a line now and then by attacks that take minutes.
+
+    Raises:
+        UserError: images outside [0, 1], files that were not read, or an attack that returns
+            something else than images of the same shape in [0, 1].
+    """
+    if set(spec.files) - set(spec.origin):
+        raise UserError(
+            f"attack {spec.condition} names files that were not read: call "
+            "repsim.attack_files.bind(spec, loaded) first"
+        )
+    bound = dict(spec.bound)
+    if (surrogate := bound.pop("surrogate", None)) is not None:
+        model, mode, train_mode, record = surrogate, "represent", False, None
+    takes = inspect.signature(spec.function).parameters
+    offered = {
+        "ids": ids,
+        "seed": seed,
+        "mode": mode,
+        "train_mode": train_mode,
+        "record": record,
+        "tell": tell,
+        **bound,
+    }
+    handed = {key: value for key, value in offered.items() if key in takes}
+    if spec.name in ATTACKS:
+        return spec.function(model, inputs, labels, **spec.params, **handed)
+    check_inputs(inputs, labels)
+    # A copy: a user's attack may well work in place, and the caller still needs the clean images.
+    with frozen(model, train_mode=train_mode), torch.enable_grad():
+        attacked = spec.function(model, inputs.detach().clone(), labels, **spec.params, **handed)
+    _check_plugin(spec.name, attacked, inputs)
+    return attacked.detach().to(inputs)
+
+
+def _check_plugin(name: str, attacked: Any, inputs: Tensor) -> None:
+    if not isinstance(attacked, torch.Tensor) or attacked.shape != inputs.shape:
+        came = tuple(attacked.shape) if isinstance(attacked, torch.Tensor) else type(attacked)
+        raise UserError(
+            f"attack {name} is expected to return images of shape {tuple(inputs.shape)}; got {came}"
+        )
+    if not bool(((attacked >= 0) & (attacked <= 1)).all()):
+        raise UserError(f"attack {name} is expected to return images in [0, 1]; clip them to it")

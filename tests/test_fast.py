@@ -1,0 +1,191 @@
+"""The faster copy of a frozen network: the same answers, never behind, never in the way."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repsim.attacks import faster, pgd
+from repsim.attacks.fast import _copies
+from repsim.models import Normalized, build_model
+
+X = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(8) % 10
+
+
+def lively(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Normalisations with statistics and weights that are not those of the start."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            assert module.running_var is not None
+            shape = module.running_mean.shape
+            module.running_mean.copy_(torch.randn(shape, generator=generator) * 0.3)
+            module.running_var.copy_(torch.rand(shape, generator=generator) + 0.5)
+            if module.affine:
+                with torch.no_grad():
+                    module.weight.copy_(torch.rand(shape, generator=generator) + 0.5)
+                    module.bias.copy_(torch.randn(shape, generator=generator) * 0.3)
+    return net.eval().requires_grad_(False)
+
+
+def resnet(seed: int = 0, name: str = "resnet8") -> nn.Module:
+    torch.manual_seed(seed)
+    return lively(
+        Normalized(build_model(name, classes=10, image_size=16), [0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
+    )
+
+
+def norms(net: nn.Module) -> int:
+    return sum(type(module) is nn.BatchNorm2d for module in net.modules())
+
+
+def gradient(net: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_(True)
+    return torch.autograd.grad(F.cross_entropy(net(x), Y), x)[0]
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "resnet50", "torchvision/resnet18"])
+def test_every_normalisation_is_folded_and_the_answers_stay(name: str) -> None:
+    net = resnet(name=name)
+    copied = faster(net, X)
+    assert norms(net) > 0
+    assert norms(copied) == 0
+    torch.testing.assert_close(copied(X), net(X), rtol=1e-4, atol=1e-4 * float(net(X).abs().max()))
+    # In float64: a ReLU at 0 up to rounding would pass the gradient in one and not in the other.
+    exact = net.double()
+    ours, theirs = gradient(faster(exact, X.double()), X.double()), gradient(exact, X.double())
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9 * float(theirs.abs().max()))
+
+
+def test_in_float64_folding_is_exact() -> None:
+    net = resnet().double()
+    copied = faster(net, X.double())
+    assert norms(copied) == 0
+    torch.testing.assert_close(copied(X.double()), net(X.double()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.encoder.conv1.weight.data.mul_(1.5),  # .data: no version counter moves
+        lambda net: net.encoder.bn1.running_mean.add_(0.5),
+        lambda net: net.encoder.linear.bias.data.add_(1.0),
+        lambda net: net.load_state_dict(resnet(seed=5).state_dict()),
+        lambda net: setattr(net.encoder, "linear", nn.Linear(64, 10).eval().requires_grad_(False)),
+        lambda net: net.double(),
+    ],
+)
+def test_the_copy_is_never_behind_the_network(change: Callable[[nn.Module], object]) -> None:
+    net = resnet()
+    before = faster(net, X)(X)
+    change(net)
+    x = X.to(next(net.parameters()).dtype)
+    torch.testing.assert_close(faster(net, x)(x), net(x), rtol=1e-4, atol=1e-3)
+    assert faster(net, x) is not net
+    assert not torch.allclose(before, faster(net, X.to(x))(x).float()) or x.dtype == torch.float64
+
+
+def test_the_copy_is_made_once_and_dies_with_the_network() -> None:
+    net = resnet()
+    assert faster(net, X) is faster(net, X)
+    there, copied = weakref.ref(net), weakref.ref(faster(net, X))
+    assert net in _copies
+    del net
+    gc.collect()
+    assert there() is None
+    assert copied() is None
+
+
+class Shared(nn.Module):
+    """The convolution's output is used before its normalisation as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        return self.head(torch.cat([out.mean((2, 3)), self.bn(out).mean((2, 3))], 1))
+
+
+class Twice(Shared):
+    """One convolution runs twice, once without a normalisation after it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.bn(self.conv(x)).mean((2, 3))
+        return self.head(torch.cat([first, self.conv(x.flip(3)).mean((2, 3))], 1))
+
+
+class Random(Shared):
+    """Draws in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn(self.conv(x)).mean((2, 3))
+        return self.head(torch.cat([out, torch.randn_like(out)], 1))
+
+
+class Batchwise(Shared):
+    """A normalisation without running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn(self.conv(x)).mean((2, 3))
+        return self.head(torch.cat([out, out], 1))
+
+
+@pytest.mark.parametrize("kind", [Shared, Twice, Random, Batchwise])
+def test_what_cannot_be_folded_is_left_alone(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = lively(kind())
+    assert faster(net, X) is net
+
+
+def test_no_convolution_no_copy() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).eval()
+    assert faster(net, X) is net
+
+
+def test_hooks_see_every_forward_of_an_attack() -> None:
+    """A network with hooks, as inside `capture`, is run itself."""
+    net, seen = resnet(), []
+    handle = net.register_forward_hook(lambda *_: seen.append(1))
+    assert faster(net, X) is net
+    pgd(net, X, Y, steps=3)
+    assert len(seen) == 4
+    handle.remove()
+    assert faster(net, X) is not net
+
+
+def test_attacks_on_the_copy_are_attacks_on_the_network() -> None:
+    net = resnet()
+    hooked = copy.deepcopy(net)
+    hooked.register_forward_hook(lambda *_: None)  # keeps the copy away
+    for mode in ("represent", "evaluate"):
+        ours, theirs = {}, {}  # type: ignore[var-annotated]
+        fast = pgd(net, X, Y, steps=10, mode=mode, record=ours)
+        slow = pgd(hooked, X, Y, steps=10, mode=mode, record=theirs)
+        # A sign of a gradient that is all but 0 may turn; what counts is how far both come.
+        assert (fast - slow).abs().gt(1e-6).float().mean() < 0.02
+        torch.testing.assert_close(ours["loss"], theirs["loss"], rtol=1e-2, atol=1e-2)
+        assert torch.equal(ours["first_success"], theirs["first_success"])
+
+
+def test_the_network_keeps_its_gradients_and_mode() -> None:
+    net = resnet().train().requires_grad_(True)
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    pgd(net, X, Y, steps=2)
+    assert all(module.training for module in net.modules())
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
