@@ -57,20 +57,17 @@ def _surrogate(path: str, loaded: LoadedModel) -> LoadedModel:
 
 def _probe(path: Path, runtime: Runtime) -> dict[str, Tensor]:
     content = read_plain(path)
-    found = {
-        key: content.get(key) if isinstance(content, Mapping) else None
-        for key in ("weight", "bias")
-    }
-    weight, bias = found["weight"], found["bias"]
-    fits = (
-        isinstance(weight, torch.Tensor)
-        and isinstance(bias, torch.Tensor)
-        and weight.dim() == 2
-        and bias.shape == weight.shape[:1]
-    )
-    if not fits:
+    known = content if isinstance(content, Mapping) else {}
+    weight, bias = known.get("weight"), known.get("bias")
+    if (
+        not isinstance(weight, torch.Tensor)
+        or not isinstance(bias, torch.Tensor)
+        or weight.dim() != 2
+        or bias.shape != weight.shape[:1]
+    ):
         raise UserError(
             f"weights={path} expects a file of tensors weight (classes, features) and bias "
             "(classes,), written by torch.save or safetensors"
         )
-    return {key: value.float().to(runtime.device) for key, value in found.items()}
+    device = runtime.device
+    return {"weight": weight.float().to(device), "bias": bias.float().to(device)}

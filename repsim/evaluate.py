@@ -20,6 +20,7 @@ from repsim.attacks.table import ATTACKS
 from repsim.checkpoint import LoadedModel
 from repsim.data import ImageData, batches
 from repsim.errors import UserError
+from repsim.models import Smoothed
 from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
 
@@ -221,7 +222,7 @@ def evaluate(
     clean = torch.cat(parts)
     seconds = time.perf_counter() - began
     random = draws_at_random(model, data, runtime)
-    if random:
+    if random and not isinstance(loaded.model, Smoothed):  # which is random on purpose
         progress.say(
             f"{loaded.name} gives other logits to the same images each time: something random is "
             "active in eval mode; use autoattack,version=rand or eot=20, and expect the accuracy "

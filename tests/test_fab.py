@@ -30,7 +30,7 @@ def published(net: nn.Module, norm: str, **settings: Any) -> Any:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("targets", [0, 1])
-@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+@pytest.mark.parametrize("steps", [1, 2, 15])
 def test_represent_is_the_published_run(
     net: nn.Module, norm: str, targets: int, steps: int
 ) -> None:
@@ -53,7 +53,7 @@ def test_represent_is_the_published_run(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("targets", [0, 3, 9])
+@pytest.mark.parametrize("targets", [0, 3])
 def test_evaluate_gives_the_published_verdict(net: nn.Module, norm: str, targets: int) -> None:
     x = images(60)
     y = labels(net, x)
@@ -96,19 +96,45 @@ def test_represent_finds_the_smallest_of_all_runs(net: nn.Module, norm: str) -> 
         assert ((record["first_success"] >= 0) == (now <= how["eps"])).all()
     assert (sizes > how["eps"]).sum() > 5
     assert (sizes < torch.inf).all()
-    for restarts in (2, 3):
-        found = fab(net, x, y, targets=4, restarts=restarts, **how)
-        now = perturbation_norm(found - x, norm)
-        assert (now <= sizes).all()
-        assert (now < sizes).any()
-        sizes = now
+
+
+class Waves(nn.Module):
+    """Boundaries all around, so that where one starts matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.weight = torch.randn(192, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(2 * x.flatten(1) @ self.weight) + torch.cos(x.flatten(1) @ self.weight)
+
+
+@pytest.mark.parametrize(("norm", "steps"), [("linf", 20), ("l2", 3), ("l1", 3)])
+def test_restarts_only_ever_help(norm: str, steps: int) -> None:
+    net, x = Waves(), images(20)
+    y = labels(net, x)
+    how: dict[str, Any] = {"norm": norm, "steps": steps, "eps": EPS[norm]}
+    all_sizes, lost = [], -1
+    for restarts in (1, 3, 6):
+        found = fab(net, x, y, restarts=restarts, **how)
+        sizes = perturbation_norm(found - x, norm)
+        all_sizes.append(torch.where(sizes == 0, torch.inf, sizes))
+        verdict = fab(net, x, y, restarts=restarts, mode="evaluate", **how)
+        assert int((labels(net, verdict) != y).sum()) >= lost
+        lost = int((labels(net, verdict) != y).sum())
+    one, three, six = all_sizes
+    assert (six <= three).all()
+    assert (three <= one).all()
+    assert (six < one).any()
+    assert not torch.equal(fab(net, x, y, restarts=6, seed=1, **how), found)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_random_starts_are_half_as_far_as_is_of_interest(norm: str) -> None:
+def test_random_starts_are_half_as_far_as_is_of_interest(net: nn.Module, norm: str) -> None:
     x = torch.full((6, 3, 8, 8), 0.5)
     x[5] = 0
-    search = Search(ConvNet().eval(), x, labels(ConvNet().eval(), x), 0.4, norm, "represent")
+    search = Search(net, x, labels(net, x), 0.4, norm, "represent")
     rows = torch.tensor([4, 1, 2, 5])
     search.distance[4] = 0.1  # found: nearer than eps
     ids = torch.tensor([0, 7, 7, 3, 4, 5])
@@ -120,22 +146,13 @@ def test_random_starts_are_half_as_far_as_is_of_interest(norm: str) -> None:
     assert torch.equal(start[1], start[2])  # the same id
     assert not torch.equal(start[1], _random_start(search, rows, ids, 0, 2)[1])
     assert not torch.equal(start[1], _random_start(search, rows, ids, 1, 1)[1])
+    spread = (start[1] - 0.5) / (start[1] - 0.5).abs().max()
+    kurtosis = spread.pow(4).mean() / spread.square().mean() ** 2
+    assert 1.5 < kurtosis < 2.1 if norm == "linf" else 2.3 < kurtosis < 4  # uniform: 1.8; normal: 3
     search.eps = None
     sizes = perturbation_norm(_random_start(search, rows, ids, 0, 1) - search.clean[rows], norm)
     limit = {"linf": 0.3, "l2": 1.0, "l1": 5.0}[norm]
     torch.testing.assert_close(sizes[:2], torch.tensor([0.05, limit / 2]))
-
-
-class Two(nn.Module):
-    """Two classes apart by a linear function of the pixels."""
-
-    def __init__(self, weight: Tensor, bias: float) -> None:
-        super().__init__()
-        self.weight, self.bias = weight, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = x.flatten(1) @ self.weight + self.bias
-        return torch.stack([score, -score], 1) / 2
 
 
 def test_without_a_bound_any_adversarial_point_is_a_success(net: nn.Module) -> None:
@@ -225,9 +242,7 @@ def test_evaluate_runs_only_what_is_not_fooled_yet(net: nn.Module) -> None:
         ({"eta": float("inf")}, "eta at least 1"),
     ],
 )
-def test_settings_that_cannot_be_meant(
-    wrong: dict[str, Any], message: str, net: nn.Module
-) -> None:
+def test_settings_that_cannot_be_meant(wrong: dict[str, Any], message: str, net: nn.Module) -> None:
     with pytest.raises(UserError, match=message):
         fab(net, images(), torch.zeros(12, dtype=torch.int64), **wrong)
 
@@ -236,15 +251,3 @@ def test_more_targets_than_wrong_classes_are_all_of_them(net: nn.Module) -> None
     x = images(8)
     y = labels(net, x)
     assert torch.equal(fab(net, x, y, steps=4, targets=99), fab(net, x, y, steps=4, targets=4))
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_two_classes_one_run(norm: str) -> None:
-    """Targeted and untargeted are one where there is one other class; half an l1 step is exact."""
-    torch.manual_seed(0)
-    weight = torch.randn(48)
-    x = images(6, size=4, low=0.3, high=0.7)
-    model = Two(weight, -float(weight.sum() / 2))
-    y = labels(model, x)
-    a, b = (fab(model, x, y, eps=None, norm=norm, steps=5, targets=t) for t in (0, 1))
-    assert torch.equal(a, b)

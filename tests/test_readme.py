@@ -92,4 +92,5 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 def test_links_lead_to_files() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+        if not target.startswith("https://arxiv.org/abs/"):
+            assert (ROOT / target).exists(), target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -169,7 +168,7 @@ def test_proposals_are_the_authors(
     What is left of the budget is often 0 but for roundings, and its square root then has the
     shape of noise: in these norms nobody else's run stays equal to the last query.
     """
-    steps, shape = 300, (16, 3, 10, 10)
+    steps, shape = 150, (16, 3, 10, 10)
     net, x, y, wanted, theirs = authors(norm, 16, steps, rescale, monkeypatch)
     torch.manual_seed(3)
     search = _Pyramids(x, EPS[norm], Replay(torch.arange(16), 3, 0), norm)  # type: ignore[arg-type]
@@ -192,7 +191,7 @@ def test_proposals_are_the_authors(
         net, x, y, eps=EPS[norm], norm=norm, steps=steps, rescale=rescale, mode="evaluate", seed=3
     )
     fooled = predictions(net, wanted) != y
-    assert 3 < fooled.sum() < 13
+    assert 1 < fooled.sum() < 15
     assert ((predictions(net, found) != y) == fooled).sum() >= 15
 
 
@@ -220,7 +219,9 @@ def test_pyramids_are_the_authors(norm: str, side: int) -> None:
         turned = bool(torch.rand(1) > 0.5)
         torch.manual_seed(seed)
         wanted = reference.eta(side)
-        torch.testing.assert_close(pyramids(side, norm)[int(turned)].float(), wanted, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            pyramids(side, norm)[int(turned)].float(), wanted, atol=1e-6, rtol=0
+        )
         seen.add(turned)
     assert seen == {False, True}
 
@@ -352,7 +353,7 @@ def test_reaches_the_optimum_of_a_linear_model_but_for_the_border() -> None:
     model = nn.Sequential(nn.Flatten(), head)
     x, y, eps = images(4, 3, 6, 6) * 0.6 + 0.2, torch.tensor([0, 1, 0, 1]), 0.05
     direction = (head.weight[1 - y] - head.weight[y]).detach().view_as(x).sign()
-    found = square(model, x, y, eps=eps, steps=3000, p_init=0.04)
+    found = square(model, x, y, eps=eps, steps=2000, p_init=0.04)
     # A square of one pixel is placed in rows 0 to h - 2: see `_places`.
     inner = (slice(None), slice(None), slice(0, 5), slice(0, 5))
     torch.testing.assert_close(found[inner], (x + eps * direction)[inner], atol=1e-6, rtol=0)
@@ -373,7 +374,7 @@ def test_attack_of_a_batch_is_the_attack_of_its_parts(net: ConvNet, mode: str, n
         record: dict[str, Tensor] = {}
         found = square(
             net, x[rows], y[rows], ids=ids[rows], seed=1, mode=mode, norm=norm, record=record,
-            eps=EPS[norm], steps=70, restarts=2,
+            eps=EPS[norm], steps=70 if norm != "l1" else 25, restarts=2,
         )  # fmt: skip
         return [found, record["loss"], record["first_success"]]
 
@@ -395,7 +396,10 @@ def test_each_image_restart_and_query_has_its_own_draws() -> None:
     assert torch.equal(queries[:, 0], queries[:, 2])
     assert len(queries[:, :2].flatten().unique()) > 0.99 * queries[:, :2].numel()
     other = _Draws(ids, seed=0, restart=1)
-    assert not torch.isin(torch.stack([other.query(k, 7) for k in range(64)]), queries).float().mean() > 0.01
+    assert (
+        not torch.isin(torch.stack([other.query(k, 7) for k in range(64)]), queries).float().mean()
+        > 0.01
+    )
     assert not torch.equal(first.start(7), other.start(7))
     kept = _Draws(ids, seed=0, restart=0)
     for k in range(3):
@@ -436,9 +440,7 @@ def test_evaluate_runs_only_what_is_not_fooled_yet(net: ConvNet, norm: str) -> N
     steps = 60
     net.forwards = net.images = 0
     record: dict[str, Tensor] = {}
-    found = square(
-        net, x, y, eps=EPS[norm], norm=norm, steps=steps, mode="evaluate", record=record
-    )
+    found = square(net, x, y, eps=EPS[norm], norm=norm, steps=steps, mode="evaluate", record=record)
     first = record["first_success"]
     queries = torch.where(first < 0, steps + 1, first)
     assert net.images == int(queries.sum())
@@ -449,6 +451,11 @@ def test_evaluate_runs_only_what_is_not_fooled_yet(net: ConvNet, norm: str) -> N
     torch.testing.assert_close(record["loss"], margins(net, found, y), atol=1e-5, rtol=1e-5)
     again = square(net, x, y, eps=EPS[norm], norm=norm, steps=steps, mode="last")
     assert torch.equal(again, found)
+    # All are fooled at the start: one forward, however many restarts.
+    wrong = (predictions(net, x) + 1) % CLASSES
+    net.forwards = 0
+    square(net, x, wrong, eps=1e-6, norm=norm, steps=steps, restarts=3, mode="evaluate")
+    assert net.forwards == 1
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -481,9 +488,7 @@ def test_restarts_only_ever_help(net: ConvNet, mode: str) -> None:
     counts = []
     for restarts in (1, 2, 4):
         record: dict[str, Tensor] = {}
-        found = square(
-            net, x, y, eps=0.05, steps=3, restarts=restarts, mode=mode, record=record
-        )
+        found = square(net, x, y, eps=0.05, steps=3, restarts=restarts, mode=mode, record=record)
         now = record["first_success"] >= 0
         assert not (fooled & ~now).any()
         if mode == "evaluate":
@@ -530,7 +535,7 @@ def test_the_network_is_left_as_it_was(net: ConvNet) -> None:
 
 
 class Breaks(nn.Module):
-    """NaN, but only for the images of one query."""
+    """NaN, but only for the images of one query; else class 0, which NaN has as its argmax too."""
 
     def __init__(self, net: nn.Module, when: int) -> None:
         super().__init__()
@@ -538,7 +543,8 @@ class Breaks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
-        return self.net(x) * (torch.nan if self.calls == self.when else 1.0)
+        logits = self.net(x) + 100 * F.one_hot(torch.tensor(0), CLASSES)
+        return logits * (torch.nan if self.calls == self.when else 1.0)
 
 
 @pytest.mark.parametrize("mode", ["represent", "evaluate"])
@@ -546,7 +552,7 @@ class Breaks(nn.Module):
 def test_nan_is_not_robustness(net: ConvNet, mode: str, when: int) -> None:
     x = images()
     with pytest.raises(UserError, match="finite"):
-        square(Breaks(net, when), x, predictions(net, x), eps=1e-4, steps=6, mode=mode)
+        square(Breaks(net, when), x, torch.zeros(12).long(), eps=1e-4, steps=6, mode=mode)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What attacks on representations look at: one layer's activations, with gradients to the images."""
+"""What attacks on representations look at: a layer's activations, with gradients to the images."""
 
 from __future__ import annotations
 
@@ -66,6 +66,33 @@ def activations(
         yield read
 
 
+@contextmanager
+def projections(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: str | None,
+    projector: nn.Module | Callable[[Tensor], Tensor] | None,
+    *,
+    train_mode: bool = False,
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """`activations`, flattened and sent through a projector: (batch, c, h, w) -> (batch, k).
+
+    Args:
+        model, inputs, layer, train_mode: see `activations`.
+        projector: (batch, features) -> (batch, k), frozen as the network is; none for None.
+    """
+    with ExitStack() as stack:
+        read = stack.enter_context(activations(model, inputs, layer, train_mode=train_mode))
+        if isinstance(projector, nn.Module):
+            stack.enter_context(frozen(projector, train_mode=train_mode))
+
+        def project(x: Tensor) -> Tensor:
+            features = read(x).flatten(1)
+            return features if projector is None else projector(features)
+
+        yield project
+
+
 def pooled(activation: Tensor) -> Tensor:
     """Means over positions: (batch, c, h, w) -> (batch, c), (batch, tokens, c) -> (batch, c)."""
     if activation.dim() < 3:
@@ -105,22 +132,22 @@ def _reader(net: nn.Module, place: Place) -> Iterator[Callable[[Tensor], Tensor]
     module = named_modules(unwrap(net))[place.module]
     root = strip_wrappers(net)
     calls = 0
-    found: Tensor | None = None
+    found: list[Tensor | None] = []
 
     def look(values: Any) -> None:
-        nonlocal calls, found
+        nonlocal calls
         calls += 1
         if calls == place.call:
-            found = first_tensor(values)
+            found.append(first_tensor(values))
             raise _Reached
 
     def read(x: Tensor) -> Tensor:
-        nonlocal calls, found
-        calls, found = 0, None
+        nonlocal calls
+        calls = 0
         try:
             root(x)
         except _Reached:
-            activation, found = found, None  # or the graph would outlive this step
+            activation = found.pop()  # kept here, its graph would outlive the step
         else:
             raise UserError(
                 f"layer {place.module} did not run {place.call} times in this forward; try the "

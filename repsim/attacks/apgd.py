@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repsim.attacks.ascend import MODES, _unmoved, check_settings
+from repsim.attacks.ascend import MODES, unmoved, check_settings
 from repsim.attacks.ball import per_image, project, steepest
 from repsim.attacks.gradient import check_finite, check_inputs, check_logits, default_ids, frozen
 from repsim.attacks.l1 import largest_signs
@@ -227,7 +227,7 @@ def _strongest(
     """One run for each objective; of their results the one with the highest loss, or `compare`."""
     ids = default_ids(inputs, ids)
     if eps == 0 or len(inputs) == 0:  # nothing to climb: the ball is the image
-        return _unmoved(compare or objectives[0], inputs, eot, record)
+        return unmoved(compare or objectives[0], inputs, eot, record)
     leave = mode != "represent"
     phases = radii(eps, steps) if norm == "l1" and large_radius else [(eps, steps)]
     result = inputs.clone()

@@ -52,7 +52,7 @@ def ascend(
         raise UserError(f"mode expects one of {', '.join(MODES)}; got {mode!r}")
     inputs, ids = inputs.detach(), default_ids(inputs, ids)
     if eps == 0 or len(inputs) == 0:  # nothing to climb: the ball is the image
-        return _unmoved(objective, inputs, eot, record)
+        return unmoved(objective, inputs, eot, record)
     step = 2.5 * eps / steps if step_size is None else step_size
 
     result, loss, first = _nothing_yet(inputs)
@@ -176,7 +176,7 @@ class _Climb:
         return result, final_loss, first
 
 
-def _unmoved(
+def unmoved(
     objective: Objective, inputs: Tensor, eot: int, record: dict[str, Tensor] | None
 ) -> Tensor:
     """The images themselves: what a ball of size 0 leaves."""

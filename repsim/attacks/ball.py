@@ -57,7 +57,7 @@ def project(inputs: Tensor, clean: Tensor, eps: float, norm: str) -> Tensor:
         return torch.maximum(torch.minimum(inputs, high), low)
     delta = inputs - clean
     size = per_image(perturbation_norm(delta, norm), delta)
-    delta = delta * (eps / size.clamp_min(1e-12)).clamp_max(1)
+    delta = (delta * (eps / size.clamp_min(1e-12)).clamp_max(1)).to(inputs.dtype)
     return (clean + delta).clamp_(0, 1)
 
 
@@ -81,10 +81,11 @@ def steepest(gradient: Tensor, norm: str, at: Tensor) -> Tensor:
         counts = torch.full((len(gradient),), count, device=gradient.device)
         return largest_signs(gradient.masked_fill(stuck, 0), counts, count)
     # Scaled by the largest entry first: the square of a gradient of 1e-30 underflows to 0.
+    tiny = torch.finfo(gradient.dtype).tiny
     largest = per_image(gradient.flatten(1).abs().amax(1), gradient)
-    scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / largest.clamp_min(tiny)
     size = per_image(scaled.flatten(1).norm(dim=1), gradient)
-    return scaled / size.clamp_min(1e-12)
+    return scaled / size.clamp_min(tiny)
 
 
 def random_start(
@@ -102,8 +103,8 @@ def random_start(
         spacing = keyed_uniform(ids, (size + 1,), seed=seed, stream=2 * restart).neg_().log1p_()
         share = (spacing[:, :size] / spacing.sum(1, keepdim=True)).view(-1, *shape)
         sign = keyed_sign(ids, shape, seed=seed, stream=2 * restart + 1)
-        inside = (clean + (eps * sign * share).to(clean.dtype)).clamp_(0, 1)
-        return project(inside, clean, eps, norm)  # what rounding has added
+        point = clean + (eps * sign * share).to(clean.dtype)
+        return project(point, clean, eps, norm)  # in the ball: clipped, and what rounding added
     if norm == "linf":
         delta = keyed_uniform(ids, shape, seed=seed, stream=2 * restart) * 2 - 1
         return project(clean + eps * delta.to(clean.dtype), clean, eps, norm)

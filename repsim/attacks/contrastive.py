@@ -1,4 +1,4 @@
-"""The attack on a contrastive loss: threat model I of Ozfatura et al., arXiv 2302.02502."""
+"""The attack on a contrastive loss: threat model I of Ghofrani et al. 2023, arXiv 2302.02502."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from repsim.attacks.activation import activations, unattainable
+from repsim.attacks.activation import projections, unattainable
 from repsim.attacks.ascend import ascend, check_settings
-from repsim.attacks.gradient import check_inputs, frozen
+from repsim.attacks.gradient import check_inputs
 from repsim.contrastive_losses import nt_xent, sup_con
 from repsim.errors import UserError
 
@@ -66,7 +66,8 @@ def contrastive(
         UserError: images outside [0, 1]; no such layer; a setting that cannot be meant;
             `supervised` without labels; a loss or gradient that is not finite.
 
-    Source: arXiv 2302.02502; the losses are those of `repsim.contrastive_losses`.
+    Source: Ghofrani, Yaghouti and Jamshidi 2023, arXiv 2302.02502, threat model I; the losses are
+    those of `repsim.contrastive_losses`.
     """
     check_settings(
         eps=eps, norm=norm, steps=steps, step_size=step_size, restarts=restarts, start=start
@@ -75,20 +76,16 @@ def contrastive(
     if supervised and labels is None:
         raise UserError("supervised=true expects labels; got none; try supervised=false")
     inputs = inputs.detach()
-    with (
-        activations(model, inputs, layer, train_mode=train_mode) as read,
-        projecting(projector, train_mode=train_mode) as project,
-    ):
+    with projections(model, inputs, layer, projector, train_mode=train_mode) as project:
         with torch.no_grad():
-            clean = project(read(inputs).flatten(1))
+            clean = project(inputs)
 
         def objective(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            second = project(read(x).flatten(1))
             if supervised:
                 assert labels is not None
-                loss = sup_con(clean[rows], second, labels[rows], temperature)
+                loss = sup_con(clean[rows], project(x), labels[rows], temperature)
             else:
-                loss = nt_xent(clean[rows], second, temperature)
+                loss = nt_xent(clean[rows], project(x), temperature)
             return loss.mean().expand(len(x)), unattainable(x)
 
         return ascend(

@@ -208,7 +208,9 @@ class _Descend:
         near = perturbation_norm(ahead, norm).clamp_min(1e-8)
         far = perturbation_norm(aside, norm).clamp_min(1e-8)
         alpha = (near / (near + far)).clamp_max(self.alpha_max).to(x.dtype)[:, None]
-        return ahead.mul_(self.eta).add_(x).lerp(aside.mul_(self.eta).add_(clean), alpha).clamp_(0, 1)
+        return (
+            ahead.mul_(self.eta).add_(x).lerp(aside.mul_(self.eta).add_(clean), alpha).clamp_(0, 1)
+        )
 
 
 def _random_start(search: Search, rows: Tensor, ids: Tensor, seed: int, stream: int) -> Tensor:

@@ -76,11 +76,11 @@ class _Copy:
         """Take over the weights that the original has now."""
         for original, mine in self.tensors:
             mine.copy_(original)
-        for conv, norm, mine in self.pairs:
+        for conv, norm, folded in self.pairs:
             weight, bias = _fold(conv, norm)
-            mine.weight.copy_(weight)
-            assert mine.bias is not None
-            mine.bias.copy_(bias)
+            folded.weight.copy_(weight)
+            assert folded.bias is not None
+            folded.bias.copy_(bias)
 
 
 _copies: WeakKeyDictionary[nn.Module, _Copy] = WeakKeyDictionary()
@@ -122,7 +122,7 @@ def _make(model: nn.Module, modules: list[nn.Module], like: Tensor) -> _Copy:
         setattr(mine[parent], child, nn.Identity())
         pairs.append((conv, norm, folded))
     net.eval().requires_grad_(False)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.to(memory_format=torch.channels_last)
     handled = {id(t) for conv, norm, _ in pairs for t in (*conv.parameters(), *_state(norm))}
     theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     ours = {**dict(net.named_parameters()), **dict(net.named_buffers())}

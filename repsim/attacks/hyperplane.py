@@ -79,7 +79,9 @@ def _newton(weight: Tensor, room: Tensor, need: Tensor, norm: str) -> Tensor:
         torch.mul(speed, scale, out=ahead)
         torch.gt(room, ahead, out=free)
         slope = torch.linalg.vecdot(gain, free)[:, None]
-        residual = need - torch.linalg.vecdot(weight, torch.minimum(ahead, room, out=ahead))[:, None]
+        residual = (
+            need - torch.linalg.vecdot(weight, torch.minimum(ahead, room, out=ahead))[:, None]
+        )
         # All at their bounds: out of reach. (A NaN slope is not 0 and stays NaN.)
         step = torch.where(slope == 0, 0.0, residual / slope)
         scale = (scale + step).clamp_max_(1e30)

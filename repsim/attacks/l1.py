@@ -8,6 +8,7 @@ from torch import Tensor
 # A sum of pixels may come out this much above eps by rounding alone; such a point is inside.
 _SLACK = 1 + 2.0**-23
 _CACHED = 2**18  # pixel values
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def project_l1(inputs: Tensor, clean: Tensor, eps: float) -> Tensor:
@@ -45,7 +46,10 @@ def _pull_inside(clipped: Tensor, inputs: Tensor, clean: Tensor, eps: float) -> 
     length = torch.minimum(length.sub_(_threshold(length, room, eps)).clamp_(min=0), room)
     nearest = (center + delta.sign_() * length).to(inputs.dtype)
     too_far = (nearest.double() - center).abs_() > length
-    clipped[outside] = torch.where(too_far, torch.nextafter(nearest, clean[outside]), nearest)
+    # One number further in. Those from 0 up are in the order of their bits.
+    back = torch.where(nearest > clean[outside], -1, 1).masked_fill_(~too_far, 0)
+    bits = _BITS[nearest.element_size()]
+    clipped[outside] = (nearest.view(bits) + back.to(bits)).view(nearest.dtype)
 
 
 def _threshold(length: Tensor, room: Tensor, eps: float) -> Tensor:

@@ -188,27 +188,32 @@ def nearest_boundary(
         f (rows,), its gradient (rows, n), and ‖gradient‖* (rows,). Where a value or gradient of
         any class is not finite, f is NaN.
     """
-    best_gap = best_gradient = best_size = best_distance = broken = None
-    for j in range(others.shape[1]):
-        with torch.enable_grad():
-            gap = logits.gather(1, others[:, j : j + 1])[:, 0] - logits.gather(1, own[:, None])[:, 0]
-            keep = j < others.shape[1] - 1
-            (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=keep)
-        gap, gradient = gap.detach(), gradient.flatten(1).to(logits.dtype)
-        size = dual_norm(gradient, norm)
-        distance = gap.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
-        bad = ~torch.isfinite(gap + size)
-        if best_gap is None:
-            best_gap, best_gradient, best_size = gap, gradient, size
-            best_distance, broken = distance, bad
-            continue
-        nearer = distance < best_distance
-        best_gap = torch.where(nearer, gap, best_gap)
-        best_gradient = torch.where(nearer[:, None], gradient, best_gradient)
-        best_size = torch.where(nearer, size, best_size)
-        best_distance = torch.where(nearer, distance, best_distance)
-        broken |= bad
-    return best_gap.masked_fill(broken, torch.nan), best_gradient, best_size
+    gap, gradient = _boundary(leaf, logits, own, others[:, 0], last=others.shape[1] == 1)
+    size = dual_norm(gradient, norm)
+    distance, broken = _distance(gap, size), ~torch.isfinite(gap + size)
+    for j in range(1, others.shape[1]):
+        f, w = _boundary(leaf, logits, own, others[:, j], last=j == others.shape[1] - 1)
+        length = dual_norm(w, norm)
+        broken |= ~torch.isfinite(f + length)
+        nearer = _distance(f, length) < distance
+        distance = torch.where(nearer, _distance(f, length), distance)
+        gap, size = torch.where(nearer, f, gap), torch.where(nearer, length, size)
+        gradient = torch.where(nearer[:, None], w, gradient)
+    return gap.masked_fill(broken, torch.nan), gradient, size
+
+
+def _boundary(
+    leaf: Tensor, logits: Tensor, own: Tensor, other: Tensor, *, last: bool
+) -> tuple[Tensor, Tensor]:
+    """z_other - z_own (rows,) and its gradient (rows, n); the graph is freed after the last."""
+    with torch.enable_grad():
+        gap = logits.gather(1, other[:, None])[:, 0] - logits.gather(1, own[:, None])[:, 0]
+        (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=not last)
+    return gap.detach(), gradient.flatten(1).to(logits.dtype)
+
+
+def _distance(gap: Tensor, size: Tensor) -> Tensor:
+    return gap.abs() / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
 def dual_norm(gradient: Tensor, norm: str) -> Tensor:

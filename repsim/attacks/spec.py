@@ -23,8 +23,10 @@ _ANY = inspect.Parameter.empty  # a setting without a default: of any type
 # What the caller of an attack decides, not the one who names it.
 _CALLERS = (
     "model", "inputs", "labels", "seed", "ids", "mode", "record", "train_mode", "tell",
-    "weight", "bias", "projector", "guides",
+    "weight", "bias", "projector", "guides", "positives",
 )  # fmt: skip
+# Names, though their default is None.
+_TEXT = ("layer",)
 # Settings that name a file: any attack may be made on another network; a probe has weights.
 _FILES = ("surrogate", "weights")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
@@ -258,10 +260,10 @@ def _convert(key: str, text: str, default: Any, eps: float | None) -> Any:
         if not re.fullmatch(r"-?\d+", text):
             raise UserError(f"{key} expects a whole number; got {text!r}")
         return int(text)
+    if isinstance(default, str) or key in _TEXT:
+        return text
     if isinstance(default, float) or default is None:
         return parse_number(text, what=key, eps=eps)
-    if isinstance(default, str):
-        return text
     if re.fullmatch(r"-?\d+", text):
         return int(text)
     try:

@@ -110,7 +110,9 @@ def square(
             clean = inputs[active]
             draws = _Draws(ids[active], seed, restart)
             search: _Search = (
-                _Squares(clean, eps, draws) if norm == "linf" else _Pyramids(clean, eps, draws, norm)
+                _Squares(clean, eps, draws)
+                if norm == "linf"
+                else _Pyramids(clean, eps, draws, norm)
             )
             x, x_loss, x_first = _run(objective, search, sides, active, leave=mode != "represent")
             better = x_loss >= loss[active]
@@ -382,7 +384,9 @@ class _Pyramids:
 
 @lru_cache(maxsize=64)
 def pyramids(side: int, norm: str) -> Tensor:
-    """Two pyramids of opposite sign, above one another and side by side: (2, side, side) float64, norm 1.
+    """Two pyramids of opposite sign, of norm 1 together: (2, side, side) float64.
+
+    The first entry has them above one another, the second side by side.
 
     Algorithm 3's η: the cell at the distance d (the larger of those along the two axes) from the
     centre of its half of rows has height Σ_{k≥d} (k + 1)^-2; -4 for l1.

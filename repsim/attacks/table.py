@@ -8,14 +8,19 @@ from torch import Tensor
 
 from repsim.attacks.apgd import apgd
 from repsim.attacks.autoattack import autoattack
+from repsim.attacks.contrastive import contrastive
 from repsim.attacks.cw import cw
 from repsim.attacks.deepfool import deepfool
 from repsim.attacks.fab import fab
+from repsim.attacks.feature import feature
 from repsim.attacks.fgsm import fgsm
+from repsim.attacks.instance import instance
 from repsim.attacks.mim import mim
 from repsim.attacks.noise import noise
 from repsim.attacks.pgd import pgd
+from repsim.attacks.probe import probe
 from repsim.attacks.rfgsm import rfgsm
+from repsim.attacks.similarity import cka_attack
 from repsim.attacks.square import square
 
 Attack = Callable[..., Tensor]
@@ -31,6 +36,11 @@ ATTACKS: dict[str, Attack] = {
     "fab": fab,
     "square": square,
     "autoattack": autoattack,
+    "contrastive": contrastive,
+    "instance": instance,
+    "feature": feature,
+    "probe": probe,
+    "cka": cka_attack,
     "noise": noise,
 }
 CONTROLS = ("noise",)

@@ -1,0 +1,135 @@
+"""The instance-wise attack of RoCL (Kim et al. 2020, arXiv 2006.07589): no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repsim.attacks.activation import projections, unattainable
+from repsim.attacks.ascend import ascend, check_settings
+from repsim.attacks.gradient import check_inputs, default_ids
+from repsim.augment import augment as augmented
+from repsim.errors import UserError
+from repsim.keyed import mix_seed
+
+
+def instance(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor | None = None,
+    *,
+    eps: float = 8 / 255,
+    norm: str = "linf",
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    start: str = "random",
+    temperature: float = 0.5,
+    augment: str = "crop-flip",
+    views: int = 1,
+    positives: Tensor | None = None,
+    layer: str | None = None,
+    projector: nn.Module | Callable[[Tensor], Tensor] | None = None,
+    mode: str = "represent",
+    seed: int = 0,
+    ids: Tensor | None = None,
+    train_mode: bool = False,
+    record: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """max over ‖δ‖ <= eps of -log Σ_pos exp(s/τ) / (Σ_pos exp(s/τ) + Σ_neg exp(s/τ)).
+
+    s is the cosine between the projections of x + δ and of another image: the positives are
+    augmented views t'(x) of the same image, the negatives the other images of the batch and their
+    views. The network shall take x + δ for another image than x (equations 3 and 4).
+
+    To train as the paper does, call it with `inputs` t(x) and `positives` t'(x). To attack the
+    images as they are, leave `positives` out: x itself is perturbed, and its views are drawn.
+
+    Positives and negatives are unperturbed and fixed, so images do not push each other; but they
+    are each other's negatives, so **the result depends on the batch**.
+
+    Args:
+        model: pixel model, (batch, c, h, w) in [0, 1] -> anything.
+        inputs: the images to perturb (batch, c, h, w) in [0, 1].
+        labels: not used.
+        eps, norm, steps, step_size, restarts, start: see `repsim.attacks.pgd`.
+        temperature: τ.
+        augment: how views are made: a kind of `repsim.augment`.
+        views: number of views of each image, which all are positives.
+        positives: given views, like inputs, in place of drawn ones.
+        layer: whose activation, flattened, goes into the projector; the pooled features, which
+            the network's head takes, by default.
+        projector: features (batch, d) -> projections (batch, k); none by default.
+        mode: as in `pgd`; nothing is ever reached, so "evaluate" gives the last iterate.
+        seed, ids: of the random starts and of the views.
+        train_mode: leave the network in the mode it is in instead of eval mode.
+        record: filled with `loss` (batch,) at the result, and `first_success`, all -1.
+
+    Returns:
+        The attacked images, like inputs.
+
+    Raises:
+        UserError: images or positives outside [0, 1]; no such layer; a setting that cannot be
+            meant; a loss or gradient that is not finite.
+    """
+    check_settings(
+        eps=eps, norm=norm, steps=steps, step_size=step_size, restarts=restarts, start=start
+    )
+    if views < 1 or not 0 < temperature < float("inf"):
+        raise UserError(
+            f"views expects at least 1, temperature a number above 0; got {views}, {temperature!r}"
+        )
+    check_inputs(inputs, labels)
+    inputs, ids = inputs.detach(), default_ids(inputs, ids)
+    if positives is None:
+        # The start's draws have the same keys; mixing in what it is for keeps the views apart.
+        drawn = [
+            augmented(inputs, augment, keys=ids, seed=mix_seed(seed, number))
+            for number in range(views)
+        ]
+    else:
+        check_inputs(positives, None)
+        if positives.shape != inputs.shape:
+            raise UserError(
+                f"positives expect the shape of the images, {tuple(inputs.shape)}; got "
+                f"{tuple(positives.shape)}"
+            )
+        drawn = [positives.detach()]
+    with projections(model, inputs, layer, projector, train_mode=train_mode) as project:
+        with torch.no_grad():
+            itself = F.normalize(project(inputs), dim=1)
+            others = torch.stack([F.normalize(project(view), dim=1) for view in drawn])
+
+        def objective(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            loss = instance_loss(F.normalize(project(x), dim=1), itself, others, rows, temperature)
+            return loss, unattainable(x)
+
+        return ascend(
+            objective, inputs, eps=eps, norm=norm, steps=steps, step_size=step_size,
+            restarts=restarts, start=start, mode=mode, seed=seed, ids=ids, record=record,
+        )  # fmt: skip
+
+
+def instance_loss(
+    attacked: Tensor, clean: Tensor, views: Tensor, rows: Tensor, temperature: float
+) -> Tensor:
+    """Equation 3's loss (batch,) of unit projections.
+
+    Args:
+        attacked: (batch, dim), anchors.
+        clean: (images, dim), whose own image is neither positive nor negative.
+        views: (views, images, dim).
+        rows: int64 (batch,), which of the images the anchors are.
+        temperature: τ.
+    """
+    with torch.autocast(attacked.device.type, enabled=False):
+        to_clean = attacked @ clean.T / temperature  # (batch, images)
+        to_views = attacked @ views.transpose(1, 2) / temperature  # (views, batch, images)
+    own = rows[:, None]
+    to_clean = to_clean.scatter(1, own, -torch.inf)
+    everything = torch.cat([to_clean[None], to_views]).logsumexp((0, 2))
+    positive = to_views.gather(2, own.expand(len(views), -1, -1)).logsumexp((0, 2))
+    return everything - positive
