@@ -26,7 +26,7 @@ from repsim.similarity import ArrayRepresentation
 
 @dataclass(frozen=True)
 class Transfer:
-    """What `cross` found; row i is the network that the images were made on, column j who sees them.
+    """What `cross` found: images made on network i (rows), shown to network j (columns).
 
     Attributes:
         models: names.
@@ -140,9 +140,7 @@ def cross(
             found = everything.alignment("clean", made)
             alignment[i, j] = found["alignment_mean"]
             last_third[i, j] = found["alignment_last_third"]
-    return Transfer(
-        names, attack, len(data), clean, accuracy, intervals, alignment, last_third
-    )
+    return Transfer(names, attack, len(data), clean, accuracy, intervals, alignment, last_third)
 
 
 def _attacked(
@@ -172,7 +170,9 @@ def _seen(
     names = [layer.name for layer in select_layers(network.model, first, layers).layers]
     right: dict[str, np.ndarray] = {}
     representations = []
-    with progress.task(f"layers of {network.name}", len(data) * len(conditions), unit="img") as task:
+    with progress.task(
+        f"layers of {network.name}", len(data) * len(conditions), unit="img"
+    ) as task:
         for condition, images in conditions.items():
             kept: dict[str, list[Tensor]] = {name: [] for name in names}
             wrong = []
@@ -186,7 +186,7 @@ def _seen(
                     for name in names:
                         kept[name].append(captured[name].cpu())
                 require_logits(logits, y.to(logits.device), len(data.classes), network.name)
-                wrong.append((logits.argmax(1).cpu() != y))
+                wrong.append(logits.argmax(1).cpu() != y)
                 task.advance(len(y))
             right[condition] = ~torch.cat(wrong).numpy()
             representations += [

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from repsim.attacks import AttackSpec, perturbation_norm, run_attack
 from repsim.attacks.autoattack import stages
+from repsim.attacks.fast import compiled
 from repsim.attacks.gradient import check_logits
 from repsim.attacks.table import ATTACKS
 from repsim.checkpoint import LoadedModel
@@ -140,7 +141,9 @@ class Evaluation:
                 **{n: round(int(right.sum()) / f.seconds, 1) for n, f in self.found.items()},
             },
         }
-        if cascades := {a.condition: self._after(a) for a in self.attacks if a.name == "autoattack"}:
+        if cascades := {
+            a.condition: self._after(a) for a in self.attacks if a.name == "autoattack"
+        }:
             summary["robust_accuracy_after"] = cascades
         return summary
 
@@ -149,9 +152,7 @@ class Evaluation:
         found = self.found[spec.condition]
         assert found.stage is not None
         names = [stage.name for stage in stages(spec.params["version"], spec.norm)]
-        robust = [
-            self.right & ((found.stage < 0) | (found.stage > i)) for i in range(len(names))
-        ]
+        robust = [self.right & ((found.stage < 0) | (found.stage > i)) for i in range(len(names))]
         return {name: float(r.mean()) for name, r in zip(names, robust, strict=True)}
 
 
@@ -175,6 +176,7 @@ def evaluate(
     runtime: Runtime | None = None,
     seed: int = 0,
     verdict: str = "any",
+    compile: bool = False,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Accuracy on clean images and under each attack, with every image's own result.
@@ -192,6 +194,7 @@ def evaluate(
         seed: of the attacks' draws.
         verdict: "any": an image is lost if any iterate fools the network, so it leaves the batch
             there; "last": if the last iterate does, as most published numbers were counted.
+        compile: make the attacks on a compiled copy; see `repsim.attacks.fast.compiled`.
         progress: told of every batch.
 
     Raises:
@@ -231,16 +234,22 @@ def evaluate(
     result = Evaluation(
         loaded.name, data, list(attacks), verdict, seed, clean.numpy(), seconds, random
     )
+    target: nn.Module = model
+    if compile and attacks and len(data) > 1:
+        first, _, _ = next(iter(batches(data, batch_size, runtime.device)))
+        target = compiled(model, runtime.images(first))
     for spec in attacks:
         result.found[spec.condition] = _attack(
-            loaded, spec, data, clean, batch_size, runtime, seed, verdict, progress
+            loaded, target, spec, data, clean, batch_size, runtime, seed, verdict, progress
         )
     return result
 
 
 def draws_at_random(model: nn.Module, data: ImageData, runtime: Runtime) -> bool:
     """Whether the network in eval mode gives two answers to the same images."""
-    images, _, _ = next(iter(batches(data.take(torch.arange(min(8, len(data)))), 8, runtime.device)))
+    images, _, _ = next(
+        iter(batches(data.take(torch.arange(min(8, len(data)))), 8, runtime.device))
+    )
     with torch.no_grad(), runtime.autocast():
         first, second = (model(runtime.images(images)).float() for _ in range(2))
     scale = first.abs().amax().clamp_min(1e-6)
@@ -249,6 +258,7 @@ def draws_at_random(model: nn.Module, data: ImageData, runtime: Runtime) -> bool
 
 def _attack(
     loaded: LoadedModel,
+    target: nn.Module,
     spec: AttackSpec,
     data: ImageData,
     clean: Tensor,
@@ -273,7 +283,9 @@ def _attack(
     with progress.task(spec.condition, len(rest), unit="img") as task:
         for i, batch in enumerate(batches(rest, batch_size, runtime.device)):
             rows = right[i * batch_size : (i + 1) * batch_size]
-            found = _attack_batch(loaded, spec, *batch, runtime, seed, verdict, progress.say)
+            found = _attack_batch(
+                loaded, target, spec, *batch, runtime, seed, verdict, progress.say
+            )
             for name, values in found.items():
                 columns[name][rows] = values.cpu().to(columns[name].dtype)
             task.advance(len(rows))
@@ -285,6 +297,7 @@ def _attack(
 
 def _attack_batch(
     loaded: LoadedModel,
+    target: nn.Module,
     spec: AttackSpec,
     images: Tensor,
     labels: Tensor,
@@ -300,7 +313,7 @@ def _attack_batch(
     mode = "evaluate" if verdict == "any" else "last"
     with runtime.autocast():
         attacked = run_attack(
-            spec, loaded.model, images, labels, ids=keys, seed=seed, mode=mode, record=record,
+            spec, target, images, labels, ids=keys, seed=seed, mode=mode, record=record,
             tell=say,
         )  # fmt: skip
         with torch.no_grad():

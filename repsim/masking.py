@@ -94,7 +94,7 @@ def masking_flags(
             model, x, y, eps=1.0, steps=UNBOUNDED_STEPS, mode="evaluate", seed=seed, ids=k
         ),
         "square": lambda x, y, k: square(
-            model, x, y, **size, steps=QUERIES, mode="evaluate", seed=seed, ids=k
+            model, x, y, **size, queries=QUERIES, mode="evaluate", seed=seed, ids=k
         ),
     }
     fooled: dict[str, list[Tensor]] = {name: [] for name in checks}

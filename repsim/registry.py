@@ -20,9 +20,7 @@ def near(name: str, names: Iterable[str], *, limit: int = 5) -> str:
     return ", ".join(close)
 
 
-def resolve(
-    spec: str, table: Mapping[str, Any], *, kind: str, also: Iterable[str] = ()
-) -> Any:
+def resolve(spec: str, table: Mapping[str, Any], *, kind: str, also: Iterable[str] = ()) -> Any:
     """The entry of `table` called `spec`, or the user's own object at `module:object`.
 
     Args:

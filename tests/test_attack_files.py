@@ -57,7 +57,7 @@ def test_attacks_without_files_stay_as_they_are(loaded: LoadedModel) -> None:
 def test_a_surrogate_that_does_not_fit(
     loaded: LoadedModel, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="there is no such file|neither"):
+    with pytest.raises(UserError, match=r"there is no such file|neither"):
         bind(parse_attack(f"pgd,surrogate={tmp_path}/none.pt", eps=EPS), loaded, CPU)
     spec = parse_attack(f"pgd,surrogate={checkpoints['at']}", eps=EPS)
     larger = replace(loaded, meta={**loaded.meta, "image_size": 32})

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repsim.attacks import (
-    ATTACKS,
     AttackSpec,
     parse_attack,
     parse_attacks,

@@ -14,17 +14,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from repsim.attacks import (
+    ATTACKS,
     fgsm,
     frozen,
+    mim,
     noise,
     noise_control,
     parse_attack,
     perturbation_norm,
     pgd,
+    rfgsm,
     run_attack,
 )
 from repsim.attacks.ball import check_ball, project, random_start, steepest
+from repsim.attacks.table import REPRESENTATION
 from repsim.errors import UserError
+from repsim.losses import dlr, kl, margin
 
 CLASSES = 5
 EPS = 8 / 255
@@ -762,3 +767,229 @@ def test_noise_control_is_the_noise_one_would_type() -> None:
     assert noise_control(0.5, "l2") == parse_attack("noise,norm=l2,eps=0.5", eps=0.1)
     assert noise_control(0.1).is_control
     assert noise_control(0.1).condition == "noise"
+
+
+# --- what every attack does with odd input ------------------------------------------------------
+
+SIZED: dict[str, dict[str, object]] = {
+    "fgsm": {}, "r-fgsm": {}, "pgd": {"steps": 3}, "mim": {"steps": 3}, "apgd": {"steps": 5},
+    "fab": {"steps": 4}, "square": {"queries": 8}, "autoattack": {"version": "short"},
+    "contrastive": {"steps": 3}, "instance": {"steps": 3}, "feature": {"steps": 3},
+    "cka": {"steps": 3}, "noise": {}, "cw-l2": {"steps": 5, "binary_search": 2}, "deepfool": {},
+}  # fmt: skip
+CLASSIFY = [n for n in SIZED if n not in (*REPRESENTATION, "noise")]
+
+
+def make(name: str, net: nn.Module, x: Tensor, y: Tensor, **settings: object) -> Tensor:
+    return ATTACKS[name](net, x, y, **{**SIZED[name], **settings})
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_eps_0_gives_the_images_back(name: str, net: nn.Module) -> None:
+    x = images()
+    assert torch.equal(make(name, net, x, labels(net, x), eps=0.0), x)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_a_batch_of_one(name: str, net: nn.Module) -> None:
+    x = images(batch=1)
+    if name == "cka":
+        with pytest.raises(UserError, match="at least 4"):
+            make(name, net, x, labels(net, x))
+        return
+    attacked = make(name, net, x, labels(net, x))
+    assert attacked.shape == x.shape
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_images_outside_the_box_are_refused_by_all(name: str, net: nn.Module) -> None:
+    x = images()
+    for wrong in (x * 4 - 2, x * 255):  # normalised, or not divided by 255
+        with pytest.raises(UserError, match=r"pixels in \[0, 1\]; got .*normalise inside"):
+            make(name, net, wrong, labels(net, x))
+
+
+@pytest.mark.parametrize("name", CLASSIFY)
+def test_labels_that_are_no_classes(name: str, net: nn.Module) -> None:
+    x = images()
+    y = labels(net, x)
+    y[3] = CLASSES
+    with pytest.raises(UserError, match=f"classes 0 to {CLASSES - 1}.*got {CLASSES}"):
+        make(name, net, x, y)
+    y[3] = -1
+    with pytest.raises(UserError, match="got -1"):
+        make(name, net, x, y)
+
+
+@pytest.mark.parametrize("name", CLASSIFY)
+def test_outputs_that_are_no_logits(name: str) -> None:
+    x, y = images(), torch.zeros(12, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"logits of shape \(12, classes\); got \(12, 3, 8, 8\)"):
+        make(name, nn.Identity(), x, y)
+    probabilities = nn.Sequential(ConvNet().eval(), nn.Softmax(1))
+    with pytest.raises(UserError, match=r"got probabilities.*return what goes into the softmax"):
+        make(name, probabilities, x, y)
+
+
+class Breaks(nn.Module):
+    """NaN where an image is brighter than it was."""
+
+    def __init__(self, clean: Tensor) -> None:
+        super().__init__()
+        self.net, self.clean = ConvNet().eval(), clean
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        changed = (x[:1] != self.clean[:1]).any()
+        return torch.where(changed, torch.nan, logits)
+
+
+@pytest.mark.parametrize("name", [n for n in CLASSIFY if n not in ("fgsm", "r-fgsm")])
+@pytest.mark.parametrize("mode", ["represent", "evaluate"])
+def test_nan_is_not_robustness(name: str, mode: str) -> None:
+    x = images()
+    net = Breaks(x)
+    with pytest.raises(UserError, match="NaN or inf"):
+        make(name, net, x, labels(net, x), mode=mode)
+
+
+@pytest.mark.parametrize("name", SIZED)
+def test_every_attack_leaves_the_network_alone(name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, CLASSES),
+    ).train()  # fmt: skip
+    net[2].eval()
+    net[0].bias.requires_grad_(False)
+    net[5].weight.grad = torch.ones_like(net[5].weight)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = images()
+    make(name, net, x, torch.arange(12) % CLASSES)
+    assert [m.training for m in net] == [True, True, False, True, True, True]
+    assert [p.requires_grad for p in net.parameters()] == [True, False, True, True, True, True]
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    grads = [p.grad for p in net.parameters()]
+    assert torch.equal(grads[4], torch.ones_like(net[5].weight))
+    assert all(g is None for i, g in enumerate(grads) if i != 4)
+
+
+@given(
+    st.sampled_from(["pgd", "mim", "apgd", "square", "feature", "instance", "contrastive"]),
+    st.sampled_from(["linf", "l2", "l1"]), st.floats(1e-3, 0.9), st.integers(1, 5), st.booleans(),
+    st.sampled_from(["represent", "evaluate"]), st.integers(0, 9),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_no_attack_leaves_ball_or_box(
+    name: str, norm: str, eps: float, batch: int, channels_last: bool, mode: str, seed: int
+) -> None:
+    eps = eps * {"linf": 1, "l2": 3, "l1": 20}[norm]
+    if norm == "linf":
+        eps = min(eps, 1.0)
+    net, x = ConvNet().eval(), images(batch)
+    y = labels(net, x)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    attacked = make(name, net, x, y, eps=eps, norm=norm, mode=mode, seed=seed)
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    size = perturbation_norm(attacked.double() - x.double(), norm)
+    # One ulp of a pixel for linf; for a sum of squares or sizes, rounding of that sum.
+    slack = 2**-23 if norm == "linf" else eps * 1e-5
+    assert float(size.max()) <= eps + slack
+    again = make(name, net, x, y, eps=eps, norm=norm, mode=mode, seed=seed)
+    assert torch.equal(attacked, again)
+
+
+@pytest.mark.parametrize("kind", ["sign", "uniform"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_noise_of_either_kind_has_the_attacks_size(kind: str, norm: str) -> None:
+    x = torch.full((6, 3, 8, 8), 0.5)
+    eps = {"linf": 0.1, "l2": 0.8, "l1": 9.0}[norm]
+    y = torch.zeros(6, dtype=torch.int64)
+    found = noise(nn.Identity(), x, y, eps=eps, norm=norm, kind=kind)
+    sizes = perturbation_norm(found - x, norm)
+    torch.testing.assert_close(sizes, torch.full((6,), eps), rtol=1e-4, atol=1e-6)
+    spread = (found - x).abs().flatten(1).std(1)
+    assert (spread < 1e-6).all() if kind == "sign" else (spread > 1e-4).all()
+    with pytest.raises(UserError, match="kind expects one of sign, uniform; got 'gauss'"):
+        noise(nn.Identity(), x, y, kind="gauss")
+
+
+def test_r_fgsm_is_a_random_step_and_then_a_gradient_step() -> None:
+    model, weight = linear()
+    x = images(low=0.3, high=0.7)
+    y = torch.arange(len(x)) % 2
+    gradient = (weight[1 - y] - weight[y]).view_as(x).sign()
+    found = rfgsm(model, x, y, eps=0.1) - x
+    # Half the size in a random direction, half along the gradient: 0 or the full size.
+    along = found * gradient
+    assert set((along / 0.1).round(decimals=3).unique().tolist()) == {0.0, 1.0}
+    assert abs(float((along > 0.05).float().mean()) - 0.5) < 0.1
+    torch.testing.assert_close(
+        rfgsm(model, x, y, eps=0.1, random_step=0.0), fgsm(model, x, y, eps=0.1)
+    )
+    assert not torch.equal(rfgsm(model, x, y, seed=1), rfgsm(model, x, y, seed=2))
+    with pytest.raises(UserError, match="random_step expects a number between 0 and eps"):
+        rfgsm(model, x, y, eps=0.1, random_step=0.2)
+
+
+def test_mim_is_torchattacks(net: nn.Module) -> None:
+    x = images()
+    y = labels(net, x)
+    wanted = torchattacks.MIFGSM(net, eps=EPS, alpha=EPS / 10, steps=10, decay=0.9)(x, y)
+    found = mim(net, x, y, eps=EPS, steps=10, decay=0.9, mode="last")
+    assert (found - wanted).abs().gt(1e-6).float().mean() < 0.01  # signs of all but 0
+    torch.testing.assert_close(losses(net, found, y), losses(net, wanted, y), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="decay expects"):
+        mim(net, x, y, decay=-1.0)
+
+
+def test_mim_without_decay_is_pgd_and_ends_the_same_in_parts(net: nn.Module) -> None:
+    x = images()
+    y = labels(net, x)
+    plain = {"eps": EPS, "steps": 6, "step_size": EPS / 4, "start": "clean"}
+    torch.testing.assert_close(mim(net, x, y, decay=0.0, **plain), pgd(net, x, y, **plain))
+    for mode in ("represent", "evaluate"):
+        whole = mim(net, x, y, eps=EPS, mode=mode)
+        parts = [mim(net, x[i : i + 1], y[i : i + 1], eps=EPS, mode=mode) for i in range(12)]
+        torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr", "margin", "kl"])
+def test_losses_by_name(loss: str, net: nn.Module) -> None:
+    x = images()
+    y = labels(net, x)
+    record: dict[str, Tensor] = {}
+    attacked = pgd(net, x, y, eps=EPS, loss=loss, record=record)
+    wanted = {
+        "ce": lambda z: F.cross_entropy(z, y, reduction="none"),
+        "dlr": lambda z: dlr(z, y), "margin": lambda z: margin(z, y), "kl": lambda z: kl(z, net(x)),
+    }[loss](net(attacked))  # fmt: skip
+    torch.testing.assert_close(record["loss"], wanted.detach(), rtol=1e-4, atol=1e-5)
+
+
+class Jitter(nn.Module):
+    """A linear network whose weights carry noise of their own at each forward."""
+
+    def __init__(self, weight: Tensor, spread: float) -> None:
+        super().__init__()
+        self.weight, self.spread = weight, spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        noisy = self.weight + self.spread * torch.randn_like(self.weight)
+        return x.flatten(1) @ noisy.T
+
+
+def test_averaging_over_draws_finds_the_direction_that_one_draw_misses() -> None:
+    model, weight = linear()
+    x = images(low=0.4, high=0.6)
+    y = torch.arange(len(x)) % 2
+    gains = []
+    for eot in (1, 40):
+        torch.manual_seed(0)
+        attacked = pgd(Jitter(weight, 0.1), x, y, eps=0.05, steps=5, eot=eot, mode="last")
+        gains.append(float((losses(model, attacked, y) - losses(model, x, y)).mean()))
+    assert gains[1] > 1.3 * gains[0]

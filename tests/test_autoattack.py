@@ -29,7 +29,8 @@ def reference(norm: str, version: str) -> AutoAttack:
 
 def budget(stage: Stage) -> tuple[object, ...]:
     s = stage.settings
-    return stage.name, s["steps"], s.get("restarts", 1), s.get("targets", 0)
+    length = s["queries"] if stage.name == "square" else s["steps"]
+    return stage.name, length, s.get("restarts", 1), s.get("targets", 0)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -63,7 +64,8 @@ def test_budgets_are_those_of_the_authors_code(norm: str, version: str) -> None:
 def test_the_short_form_is_no_more_than_the_standard() -> None:
     standard = {stage.name: stage.settings for stage in stages("standard", "linf")}
     for stage in stages("short", "linf"):
-        assert stage.settings["steps"] < standard[stage.name]["steps"]
+        length = "queries" if stage.name == "square" else "steps"
+        assert stage.settings[length] < standard[stage.name][length]
         assert stage.settings.get("targets", 0) <= standard[stage.name].get("targets", 0)
     with pytest.raises(UserError, match="version expects one of standard, plus, rand, short"):
         stages("fast", "linf")
@@ -78,11 +80,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same cascade with budgets of a few seconds, in both codes."""
     module = import_module("repsim.attacks.autoattack")  # not the function of this name
 
+    def short(name: str) -> dict[str, int]:
+        return {"queries": 100} if name == "square" else {"steps": 15}
+
     def small(cascade: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        return tuple(
-            Stage(s.name, s.attack, {**s.settings, "steps": 100 if s.name == "square" else 15})
-            for s in cascade
-        )
+        return tuple(Stage(s.name, s.attack, {**s.settings, **short(s.name)}) for s in cascade)
 
     monkeypatch.setitem(module._VERSIONS, "standard", small(module._VERSIONS["standard"]))
     monkeypatch.setattr(module, "_STANDARD_L1", small(module._STANDARD_L1))

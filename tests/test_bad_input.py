@@ -196,7 +196,52 @@ def train_with(*options: str) -> Case:
     return lambda at: ["train", "--data", "digits", *options, "--out", str(at / "new.pt")]
 
 
+def evaluate_with(*more: str) -> Case:
+    def case(at: Path) -> list[str]:
+        return ["evaluate", "--samples", "20", *(part.format(at=at) for part in more)]
+
+    return case
+
+
+def softmax_model(at: Path) -> list[str]:
+    (at / "soft.py").write_text(
+        "from torch import nn\ndef net(classes, channels):\n    return nn.Sequential(nn.Flatten(), "
+        "nn.Linear(64, classes), nn.Softmax(1))\n"
+    )
+    return ["evaluate", "--model", f"{at}/soft.py:net", "--data", "digits"]
+
+
+def not_a_probe(at: Path) -> list[str]:
+    torch.save({"weight": torch.zeros(3)}, at / "probe.pt")
+    attack = f"probe,layer=avgpool,weights={at}/probe.pt"
+    return ["evaluate", "--model", str(at / "st.pt"), "--attack", attack]
+
+
 CASES: dict[str, tuple[Case, str]] = {
+    "no network": (evaluate_with(), "expects one network"),
+    "networks without --cross": (evaluate_with("{at}/st.pt", "{at}/at.pt"), "--cross"),
+    "--cross of one": (evaluate_with("--cross", "{at}/st.pt"), "two or more checkpoints"),
+    "--cross of twice the same": (
+        evaluate_with("--cross", "{at}/st.pt", "{at}/st.pt"),
+        "different names",
+    ),
+    "--cross with two attacks": (
+        evaluate_with("--cross", "{at}/st.pt", "{at}/at.pt", "--attack", "unseen"),
+        "one attack",
+    ),
+    "no such surrogate": (
+        evaluate_with("{at}/st.pt", "--attack", "pgd,surrogate={at}/none.pt"),
+        "none.pt",
+    ),
+    "no such loss": (evaluate_with("{at}/st.pt", "--attack", "pgd,loss=x"), "ce, dlr, margin, kl"),
+    "no such layer": (evaluate_with("{at}/st.pt", "--attack", "feature,layer=layer9"), "layer3"),
+    "no such version": (
+        evaluate_with("{at}/st.pt", "--attack", "autoattack,version=best"),
+        "standard, plus, rand",
+    ),
+    "a probe without weights": (evaluate_with("{at}/st.pt", "--attack", "probe"), "weights=FILE"),
+    "not a probe": (not_a_probe, "tensors weight (classes, features)"),
+    "softmax for logits": (softmax_model, "what goes into the softmax"),
     "truncated checkpoint": (truncated, "cut short"),
     "not a checkpoint": (no_checkpoint, "expected a checkpoint"),
     "another architecture": (other_architecture, "lacks layer1.1"),

@@ -214,3 +214,57 @@ def test_data_by_folder_root_and_environment(
     assert run("evaluate", "--model", "s.pt", "--attack", "fgsm", "--quiet") == 0
     monkeypatch.delenv("REPSIM_DATA")
     assert run("evaluate", "--model", "s.pt", "--data-root", "sets", "--quiet") == 0
+
+
+def test_evaluate_with_many_attacks_says_what_it_saw(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attacks = ["unseen,steps=2", "apgd-t,steps=4,targets=2", "deepfool,steps=10",
+               "feature,steps=2", f"mim,surrogate={desk / 'st.pt'},as=transfer",
+               "autoattack,version=short"]  # fmt: skip
+    given = [part for text in attacks for part in ("--attack", text)]
+    files = ["--json", str(tmp_path / "s.json"), "--out", str(tmp_path / "t.csv")]
+    assert run("evaluate", str(desk / "at.pt"), "--samples", "40", *given, *files) == 0
+    said, numbers = capsys.readouterr(), json.loads((tmp_path / "s.json").read_text())
+    names = ["linf-16", "l2-0.25", "l2-0.5", "l1-7.84", "l1-12", "apgd-t", "deepfool", "feature",
+             "transfer", "autoattack", "worst"]  # fmt: skip
+    assert list(numbers["robust_accuracy"]) == names
+    assert numbers["robust_accuracy"]["worst"] <= min(numbers["robust_accuracy"].values())
+    assert 0 < numbers["median_norm"]["deepfool"] < 5
+    assert numbers["attacks"][8]["surrogate"]["name"] == "st"
+    assert set(numbers["gradient_masking"]) == {
+        "single_step", "black_box", "unbounded", "zero_gradient", "restart"
+    }  # fmt: skip
+    assert "is not the standard AutoAttack" in said.out
+    assert "masked gradients" in said.out
+    assert "autoattack: apgd-ce" in said.out
+    rows = pd.read_csv(tmp_path / "t.csv")
+    right = rows.label == rows.clean
+    fooled = rows.autoattack_lost & right
+    assert (rows.autoattack_first_success[fooled] >= 0).all()
+    assert (rows.autoattack_norm[rows.autoattack_first_success < 0] == 0).all()
+
+
+def test_the_transfer_matrix(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--json", str(tmp_path / "x.json"), "--out", str(tmp_path / "x.csv")]
+    networks = [str(desk / "st.pt"), str(desk / "at.pt")]
+    assert run("evaluate", "--cross", *networks, "--samples", "40", *files) == 0
+    said, numbers = capsys.readouterr().out, json.loads((tmp_path / "x.json").read_text())
+    assert "rows: made on" in said
+    assert numbers["models"] == ["st", "at"]
+    table = pd.read_csv(tmp_path / "x.csv")
+    assert len(table) == 4
+    diagonal = table[table.made_on == table.shown_to].robust_accuracy.tolist()
+    assert diagonal == [numbers["robust_accuracy"][i][i] for i in range(2)]
+
+
+def test_smoothed_inference(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--samples", "30", "--no-masking", "--json", str(tmp_path / "s.json")]
+    assert run("evaluate", str(desk / "at.pt"), "--smoothed", "3", "--steps", "3", *options) == 0
+    said, numbers = capsys.readouterr(), json.loads((tmp_path / "s.json").read_text())
+    assert "mean of 3 random transformations" in said.out
+    assert "something random" not in said.err  # it is random on purpose
+    assert numbers["smoothed"] == 3
+    assert numbers["random_network"]

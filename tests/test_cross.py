@@ -43,7 +43,9 @@ def test_cells_are_those_of_a_plain_loop(networks: list[LoadedModel], few: Image
                 clean = layers["layer3.0.relu2"].clone()
                 right = shown.model(attacked).argmax(1) == y
                 after = layers["layer3.0.relu2"].clone()
-            assert found.accuracy[i, j] == pytest.approx(float((right & clean_right).float().mean()))
+            assert found.accuracy[i, j] == pytest.approx(
+                float((right & clean_right).float().mean())
+            )
             assert found.clean[j] == pytest.approx(float(clean_right.float().mean()))
             low, high = found.intervals[i, j]
             assert low <= found.accuracy[i, j] <= high
@@ -64,7 +66,7 @@ def test_white_box_is_stronger_than_transfer(networks: list[LoadedModel], few: I
 
 
 def test_networks_need_names_of_their_own(networks: list[LoadedModel], few: ImageData) -> None:
-    with pytest.raises(UserError, match="two or more checkpoints of different names; got st$"):
+    with pytest.raises(UserError, match=r"two or more checkpoints of different names; got st$"):
         cross(networks[:1], few, ATTACK)
     with pytest.raises(UserError, match="different names; got st, st"):
         cross([networks[0], replace(networks[1], name="st")], few, ATTACK)

@@ -116,7 +116,9 @@ def test_worst_is_over_the_attacks_and_leaves_the_control_out(
     found = evaluate(linear, drawn, attacks)
     worst = found.summary()["robust_accuracy"]
     assert worst["noise"] < worst["worst"]
-    assert worst["worst"] == pytest.approx(1 - (found.found["fgsm"].lost | found.found["l2"].lost).mean())
+    assert worst["worst"] == pytest.approx(
+        1 - (found.found["fgsm"].lost | found.found["l2"].lost).mean()
+    )
     assert worst["worst"] <= min(worst["fgsm"], worst["l2"])
     assert found.found["fgsm"].lost.sum() != found.found["l2"].lost.sum()
     assert "worst" not in evaluate(linear, drawn, specs("noise")).summary()["robust_accuracy"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repsim.attacks import faster, pgd
-from repsim.attacks.fast import _copies
+from repsim.attacks.fast import _copies, compiled
 from repsim.models import Normalized, build_model
 
 X = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -189,3 +189,27 @@ def test_the_network_keeps_its_gradients_and_mode() -> None:
     assert all(module.training for module in net.modules())
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+
+
+def test_without_a_compiler_the_copy_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = resnet()
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    found = compiled(net, X)
+    assert norms(found) == 0
+    torch.testing.assert_close(found(X), net(X), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow  # some 20 seconds of compilation
+def test_compiled_it_gives_the_same_for_any_batch_size() -> None:
+    net = resnet()
+    quick = compiled(net, X)
+    for batch in (8, 5, 3):
+        x = X[:batch]
+        torch.testing.assert_close(quick(x), net(x), rtol=1e-4, atol=1e-3)
+    kept = pgd(net, X, Y, steps=5)
+    found = pgd(quick, X, Y, steps=5)
+    assert (kept - found).abs().gt(1e-6).float().mean() < 0.02

@@ -13,7 +13,17 @@ PACKAGE = Path(__file__).parent.parent / "repsim"
 # From the bottom up: a module may import those of its own row and of the rows before it.
 ROWS = [
     {"errors", "registry", "keyed"},
-    {"data", "augment", "models", "similarity", "losses", "contrastive_losses", "runtime", "progress", "files"},
+    {
+        "data",
+        "augment",
+        "models",
+        "similarity",
+        "losses",
+        "contrastive_losses",
+        "runtime",
+        "progress",
+        "files",
+    },
     {"hooks", "attacks", "objectives", "reduce"},
     {"checkpoint"},
     {"attack_files", "train", "evaluate", "store"},

@@ -86,7 +86,14 @@ def test_no_image_right_no_flag(loaded: LoadedModel, few: ImageData) -> None:
 
 def judge(**fooled: int) -> dict[str, Flag]:
     """Of 100 images, how many each check fooled."""
-    counts = {"fgsm": 40, "pgd": 60, "again": 60, "unbounded": 100, "square": 50, "zero": 0} | fooled
+    counts = {
+        "fgsm": 40,
+        "pgd": 60,
+        "again": 60,
+        "unbounded": 100,
+        "square": 50,
+        "zero": 0,
+    } | fooled
     zero = counts.pop("zero")
     tensors = {name: torch.arange(100) < n for name, n in counts.items()}
     return {flag.name: flag for flag in _judge(tensors, torch.arange(100) < zero)}

@@ -143,7 +143,7 @@ def test_linf_is_the_authors_code(
     record: dict[str, Tensor] = {}
     watched = Watched(net)
     found = square(
-        watched, x, y, eps=EPS["linf"], steps=400, rescale=rescale, mode="evaluate", seed=3,
+        watched, x, y, eps=EPS["linf"], queries=400, rescale=rescale, mode="evaluate", seed=3,
         record=record,
     )  # fmt: skip
     assert len(watched.seen) == len(theirs)
@@ -188,7 +188,7 @@ def test_proposals_are_the_authors(
     monkeypatch.setattr(module, "_Draws", Replay)
     y = predictions(net, x)
     found = square(
-        net, x, y, eps=EPS[norm], norm=norm, steps=steps, rescale=rescale, mode="evaluate", seed=3
+        net, x, y, eps=EPS[norm], norm=norm, queries=steps, rescale=rescale, mode="evaluate", seed=3
     )
     fooled = predictions(net, wanted) != y
     assert 1 < fooled.sum() < 15
@@ -260,7 +260,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, float, str, dict[str, object]]:
     eps = draw(st.floats(0, largest) | st.sampled_from([0.0, 1e-8, 1e-5, 8 / 255, 0.3]))
     how: dict[str, object] = {
         "mode": draw(st.sampled_from(["represent", "evaluate", "last"])),
-        "steps": draw(st.integers(1, 30)),
+        "queries": draw(st.integers(1, 30)),
         "seed": draw(st.integers(0, 9)),
         "restarts": draw(st.integers(1, 2)),
         "p_init": draw(st.sampled_from([0.01, 0.8, 1.0])),
@@ -305,7 +305,7 @@ def test_dtypes(dtype: torch.dtype, norm: str) -> None:
     x = images().to(dtype)
     net = ConvNet().to(dtype)
     y = predictions(net, x)
-    found = square(net, x, y, eps=EPS[norm], norm=norm, steps=30)
+    found = square(net, x, y, eps=EPS[norm], norm=norm, queries=30)
     assert found.dtype == dtype
     assert found.min() >= 0
     assert found.max() <= 1
@@ -327,7 +327,7 @@ def test_images_of_any_shape(norm: str) -> None:
         net = ConvNetAnySize(channels)
         y = predictions(net, x)
         record: dict[str, Tensor] = {}
-        found = square(net, x, y, eps=EPS[norm], norm=norm, steps=25, record=record)
+        found = square(net, x, y, eps=EPS[norm], norm=norm, queries=25, record=record)
         assert found.shape == x.shape
         assert (perturbation_norm(found - x, norm) > 0).all()
         torch.testing.assert_close(record["loss"], margins(net, found, y), atol=1e-5, rtol=1e-5)
@@ -353,7 +353,7 @@ def test_reaches_the_optimum_of_a_linear_model_but_for_the_border() -> None:
     model = nn.Sequential(nn.Flatten(), head)
     x, y, eps = images(4, 3, 6, 6) * 0.6 + 0.2, torch.tensor([0, 1, 0, 1]), 0.05
     direction = (head.weight[1 - y] - head.weight[y]).detach().view_as(x).sign()
-    found = square(model, x, y, eps=eps, steps=2000, p_init=0.04)
+    found = square(model, x, y, eps=eps, queries=2000, p_init=0.04)
     # A square of one pixel is placed in rows 0 to h - 2: see `_places`.
     inner = (slice(None), slice(None), slice(0, 5), slice(0, 5))
     torch.testing.assert_close(found[inner], (x + eps * direction)[inner], atol=1e-6, rtol=0)
@@ -374,7 +374,7 @@ def test_attack_of_a_batch_is_the_attack_of_its_parts(net: ConvNet, mode: str, n
         record: dict[str, Tensor] = {}
         found = square(
             net, x[rows], y[rows], ids=ids[rows], seed=1, mode=mode, norm=norm, record=record,
-            eps=EPS[norm], steps=70 if norm != "l1" else 25, restarts=2,
+            eps=EPS[norm], queries=70 if norm != "l1" else 25, restarts=2,
         )  # fmt: skip
         return [found, record["loss"], record["first_success"]]
 
@@ -419,7 +419,7 @@ def test_squares_are_everywhere_but_in_the_last_row() -> None:
             return torch.stack([0 * x[:, 0, 0, 0] + 2, 0 * x[:, 0, 0, 0]], 1)
 
     x = torch.full((400, 1, 5, 7), 0.5)
-    square(Flat(), x, torch.zeros(400, dtype=torch.int64), eps=0.1, steps=40, p_init=0.02)
+    square(Flat(), x, torch.zeros(400, dtype=torch.int64), eps=0.1, queries=40, p_init=0.02)
     start = seen[0]
     changed = torch.stack([tried != start for tried in seen[1:]]).float().sum((0, 1, 2))
     assert (changed[-1] == 0).all()
@@ -440,7 +440,9 @@ def test_evaluate_runs_only_what_is_not_fooled_yet(net: ConvNet, norm: str) -> N
     steps = 60
     net.forwards = net.images = 0
     record: dict[str, Tensor] = {}
-    found = square(net, x, y, eps=EPS[norm], norm=norm, steps=steps, mode="evaluate", record=record)
+    found = square(
+        net, x, y, eps=EPS[norm], norm=norm, queries=steps, mode="evaluate", record=record
+    )
     first = record["first_success"]
     queries = torch.where(first < 0, steps + 1, first)
     assert net.images == int(queries.sum())
@@ -449,12 +451,12 @@ def test_evaluate_runs_only_what_is_not_fooled_yet(net: ConvNet, norm: str) -> N
     assert (first[first >= 0] >= 1).all()
     assert torch.equal(predictions(net, found) != y, first >= 0)
     torch.testing.assert_close(record["loss"], margins(net, found, y), atol=1e-5, rtol=1e-5)
-    again = square(net, x, y, eps=EPS[norm], norm=norm, steps=steps, mode="last")
+    again = square(net, x, y, eps=EPS[norm], norm=norm, queries=steps, mode="last")
     assert torch.equal(again, found)
     # All are fooled at the start: one forward, however many restarts.
     wrong = (predictions(net, x) + 1) % CLASSES
     net.forwards = 0
-    square(net, x, wrong, eps=1e-6, norm=norm, steps=steps, restarts=3, mode="evaluate")
+    square(net, x, wrong, eps=1e-6, norm=norm, queries=steps, restarts=3, mode="evaluate")
     assert net.forwards == 1
 
 
@@ -466,8 +468,8 @@ def test_represent_goes_on_after_success(net: ConvNet, norm: str) -> None:
     watched = Watched(net)
     record: dict[str, Tensor] = {}
     stopped: dict[str, Tensor] = {}
-    found = square(watched, x, y, eps=EPS[norm], norm=norm, steps=steps, record=record)
-    square(net, x, y, eps=EPS[norm], norm=norm, steps=steps, mode="evaluate", record=stopped)
+    found = square(watched, x, y, eps=EPS[norm], norm=norm, queries=steps, record=record)
+    square(net, x, y, eps=EPS[norm], norm=norm, queries=steps, mode="evaluate", record=stopped)
     assert torch.equal(record["first_success"], stopped["first_success"])
     fooled = stopped["first_success"] >= 0
     assert (record["loss"] >= stopped["loss"] - 1e-5).all()
@@ -488,7 +490,7 @@ def test_restarts_only_ever_help(net: ConvNet, mode: str) -> None:
     counts = []
     for restarts in (1, 2, 4):
         record: dict[str, Tensor] = {}
-        found = square(net, x, y, eps=0.05, steps=3, restarts=restarts, mode=mode, record=record)
+        found = square(net, x, y, eps=0.05, queries=3, restarts=restarts, mode=mode, record=record)
         now = record["first_success"] >= 0
         assert not (fooled & ~now).any()
         if mode == "evaluate":
@@ -507,7 +509,7 @@ def test_small_batches_and_eps_0(net: ConvNet, batch: int, mode: str) -> None:
     y = predictions(net, x)
     for eps in (0.0, 0.05):
         record: dict[str, Tensor] = {}
-        found = square(net, x, y, eps=eps, steps=5, mode=mode, record=record)
+        found = square(net, x, y, eps=eps, queries=5, mode=mode, record=record)
         assert found.shape == x.shape
         assert record["loss"].shape == record["first_success"].shape == (batch,)
         assert found is not x
@@ -525,12 +527,12 @@ def test_the_network_is_left_as_it_was(net: ConvNet) -> None:
     model[0].bias.requires_grad_(False)  # type: ignore[union-attr]
     before = [b.clone() for b in model.buffers()]
     x = images()
-    square(model, x, torch.zeros(12, dtype=torch.int64), steps=3)
+    square(model, x, torch.zeros(12, dtype=torch.int64), queries=3)
     assert all(m.training for m in model.modules())
     assert [p.requires_grad for p in model[0].parameters()] == [True, False]
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
-    square(model, x, torch.zeros(12, dtype=torch.int64), steps=3, train_mode=True)
+    square(model, x, torch.zeros(12, dtype=torch.int64), queries=3, train_mode=True)
     assert not torch.equal(before[0], model[0].running_mean)  # type: ignore[arg-type]
 
 
@@ -552,13 +554,13 @@ class Breaks(nn.Module):
 def test_nan_is_not_robustness(net: ConvNet, mode: str, when: int) -> None:
     x = images()
     with pytest.raises(UserError, match="finite"):
-        square(Breaks(net, when), x, torch.zeros(12).long(), eps=1e-4, steps=6, mode=mode)
+        square(Breaks(net, when), x, torch.zeros(12).long(), eps=1e-4, queries=6, mode=mode)
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "at least 1; got 0"),
+        ({"queries": 0}, "at least 1; got 0"),
         ({"restarts": 0}, "at least 1; got 5 and 0"),
         ({"p_init": 0.0}, "p_init expects"),
         ({"p_init": 1.1}, "p_init expects"),
@@ -570,7 +572,7 @@ def test_nan_is_not_robustness(net: ConvNet, mode: str, when: int) -> None:
 def test_settings_that_cannot_be_meant(
     net: ConvNet, wrong: dict[str, object], message: str
 ) -> None:
-    how = {"steps": 5, **wrong}
+    how = {"queries": 5, **wrong}
     with pytest.raises(UserError, match=message):
         square(net, images(), torch.zeros(12, dtype=torch.int64), **how)  # type: ignore[arg-type]
 
@@ -587,4 +589,4 @@ def test_images_and_labels_that_cannot_be_meant(
     net: ConvNet, x: Tensor, y: Tensor, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        square(net, x, y, steps=3)
+        square(net, x, y, queries=3)

@@ -1,7 +1,7 @@
 """Every attack against another library's, image by image, at equal settings.
 
-    python analyses/benchmark/strength.py                     # both networks; writes strength.md/json
-    python analyses/benchmark/strength.py --only autoattack   # one group; its rows are replaced
+    python analyses/benchmark/strength.py                    # all; writes strength.md and .json
+    python analyses/benchmark/strength.py --only autoattack  # one group; its rows are replaced
 
 256 test images of CIFAR-10 (found as `repsim --data cifar10` finds them), the two networks of
 checkpoints/. `only there` counts images that the other library fools and repsim does not; random
@@ -11,6 +11,7 @@ starts differ between libraries, so a few images at the edge go either way.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 import warnings
@@ -135,7 +136,11 @@ def steps(case: Case) -> Iterator[Row]:
             m, x, y, eps=eps, norm=norm, step_size=eps / 8, start="clean", mode="last"
         )
         theirs = kind(abs_stepsize=eps / 8, steps=20, random_start=False)
-        _, found, _ = theirs.run(fm, x, wrong, epsilon=eps), theirs.run(fm, x, wrong, epsilon=eps), 0
+        _, found, _ = (
+            theirs.run(fm, x, wrong, epsilon=eps),
+            theirs.run(fm, x, wrong, epsilon=eps),
+            0,
+        )
         yield case.same_loss(f"pgd {norm}, clean start, last", "foolbox", ours, found)
     start = {"linf": True, "l2": True, "l1": True}
     kinds["l1"] = foolbox.attacks.L1PGD
@@ -225,11 +230,10 @@ def square(case: Case) -> Iterator[Row]:
 
 def autoattack(case: Case) -> Iterator[Row]:
     m, x, y = case.model, case.x, case.y
+    runtime = Runtime.of("cpu")
+    placed, images = runtime.place(copy.deepcopy(m)), runtime.images(x)
     began = time.perf_counter()
-    ours = attacks.autoattack(
-        Runtime.of("cpu").place(m), x.contiguous(memory_format=torch.channels_last), y,
-        mode="evaluate", ids=case.ids,
-    )  # fmt: skip
+    ours = attacks.autoattack(placed, images, y, mode="evaluate", ids=case.ids)
     middle = time.perf_counter()
     theirs, _ = AutoAttack(m, eps=8 / 255, seed=0).run_standard_evaluation(x, y, batch_size=256)
     seconds = middle - began, time.perf_counter() - middle
@@ -296,9 +300,7 @@ def _art(case: Case, features: Callable[[Tensor], Tensor]) -> Row:
         random_start=False,
     )  # fmt: skip
     found = torch.from_numpy(theirs.generate(x.numpy(), guide.numpy()))
-    ours = attacks.feature(
-        m, x, y, towards="other", guides=guide, step_size=1 / 255, start="clean"
-    )
+    ours = attacks.feature(m, x, y, towards="other", guides=guide, step_size=1 / 255, start="clean")
     wanted = features(guide).flatten(1)
 
     def left(images: Tensor) -> float:
@@ -377,7 +379,9 @@ def main() -> None:
             everything = [{"group": g, **r} for n, g in order for r in kept[n, g]]
             where = hardware(Runtime.of("cpu"))
             stored.write_text(
-                json.dumps({"hardware": where, "samples": args.samples, "rows": everything}, indent=1)
+                json.dumps(
+                    {"hardware": where, "samples": args.samples, "rows": everything}, indent=1
+                )
             )
             table = [Row(**r) for key in order for r in kept[key]]
             (HERE / "strength.md").write_text(markdown(table, where, args.samples))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repsim.attacks.ascend import MODES, unmoved, check_settings
+from repsim.attacks.ascend import MODES, check_settings, unmoved
 from repsim.attacks.ball import per_image, project, steepest
 from repsim.attacks.gradient import check_finite, check_inputs, check_logits, default_ids, frozen
 from repsim.attacks.l1 import largest_signs

@@ -44,7 +44,7 @@ def _apgd(name: str, **settings: Any) -> Stage:
 _APGD_CE = _apgd("apgd-ce", loss="ce")
 _APGD_T = _apgd("apgd-t", loss="dlr-targeted", targets=9)
 _FAB_T = Stage("fab-t", fab, {"steps": 100, "targets": 9})
-_SQUARE = Stage("square", square, {"steps": 5000})
+_SQUARE = Stage("square", square, {"queries": 5000})
 
 # The published budgets; checked against those of the authors' code in tests/test_autoattack.py.
 _VERSIONS: dict[str, tuple[Stage, ...]] = {
@@ -61,7 +61,7 @@ _VERSIONS: dict[str, tuple[Stage, ...]] = {
     "short": (
         _apgd("apgd-ce", loss="ce", steps=30),
         _apgd("apgd-t", loss="dlr-targeted", targets=3, steps=30),
-        Stage("square", square, {"steps": 200}),
+        Stage("square", square, {"queries": 200}),
     ),
 }
 _STANDARD_L1 = (

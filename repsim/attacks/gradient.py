@@ -91,7 +91,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
             f"got {low if low < 0 else high}"
         )
     values = logits.detach().float()
-    if bool(((values >= 0).all() & ((values.sum(1) - 1).abs() < 1e-3).all())) and values.shape[1] > 1:
+    if bool((values >= 0).all() & ((values.sum(1) - 1).abs() < 1e-3).all()) and values.shape[1] > 1:
         raise UserError(
             "the model is expected to return logits; got probabilities (each row is at least 0 and "
             "sums to 1): the gradient vanishes where softmax saturates, and the attack would look "

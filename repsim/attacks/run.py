@@ -30,9 +30,9 @@ def run_attack(
 ) -> Tensor:
     """The attacked images (batch, c, h, w), detached; the user's own attacks go through here too.
 
-    An attack is handed those of ids, seed, mode, train_mode, record and tell that its signature has.
-    With a surrogate it is made on that network at full strength (an image that has just fooled
-    the surrogate fools no other), and nothing is recorded of the network itself.
+    An attack is handed those of ids, seed, mode, train_mode, record and tell that its signature
+    has. With a surrogate it is made on that network at full strength (an image that has just
+    fooled the surrogate fools no other), and nothing is recorded of the network itself.
 
     Args:
         spec: what `parse_attack` returned, bound to its files where it names any.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from repsim.attacks.ascend import check_settings
+from repsim.attacks.autoattack import stages
 from repsim.attacks.ball import NORMS, check_ball
 from repsim.attacks.pgd import LOSS_NAMES
 from repsim.attacks.table import ATTACKS, CONTROLS, GROUPS, PRESETS, Attack
@@ -69,8 +70,7 @@ class AttackSpec:
         settings = [
             f"{key}={_show(value)}"
             for key, value in self.params.items()
-            if value is not None
-            and (key == "eps" or key not in defaults or value != defaults[key])
+            if value is not None and (key == "eps" or key not in defaults or value != defaults[key])
         ]
         settings += [f"{key}={path}" for key, path in self.files.items()]
         given = [] if self.condition == self.name else [f"as={self.condition}"]
@@ -198,6 +198,8 @@ def _check(name: str, params: Mapping[str, Any]) -> None:
         check_settings(**{"norm": "linf", **params})
     if name in ("pgd", "mim") and params["loss"] not in LOSS_NAMES:
         raise UserError(f"loss expects one of {', '.join(LOSS_NAMES)}; got {params['loss']!r}")
+    if name == "autoattack":
+        stages(params["version"], params["norm"])
     norms = {"deepfool": ("l2", "linf"), "cw-l2": ("l2",)}.get(name, NORMS)
     if params.get("norm", norms[0]) not in norms:
         raise UserError(f"{name} expects norm {' or '.join(norms)}; got {params['norm']!r}")

@@ -34,7 +34,7 @@ def square(
     *,
     eps: float = 8 / 255,
     norm: str = "linf",
-    steps: int = 5000,
+    queries: int = 5000,
     restarts: int = 1,
     p_init: float = 0.8,
     rescale: bool = False,
@@ -53,7 +53,7 @@ def square(
     and box, as in AutoAttack. The square covers a fraction p of the image, p_init at first and
     halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 squares.
 
-    Every image has its own squares. Cost: `steps` + 1 forwards for an image that is never fooled.
+    Every image has its own squares. Cost: `queries` + 1 forwards for an image that is never fooled.
 
     Args:
         model: pixel model, (batch, c, h, w) in [0, 1] -> logits (batch, classes).
@@ -61,10 +61,10 @@ def square(
         labels: int64 (batch,).
         eps: radius in pixel units.
         norm: "linf", "l2" or "l1".
-        steps: squares tried in each restart.
+        queries: squares tried in each restart.
         restarts: independent runs.
         p_init: fraction of the image that the first squares cover, in (0, 1].
-        rescale: halve p at the same fractions of `steps` as published for 10,000.
+        rescale: halve p at the same fractions of `queries` as published for 10,000.
         mode: "represent": all squares, accepted whenever the margin grows; the image with the
             highest margin. "evaluate" and "last": an image leaves the batch as soon as it is
             misclassified, and that is its result; one never fooled ends at its highest margin.
@@ -86,8 +86,8 @@ def square(
     Source: Andriushchenko et al. 2020, arXiv 1912.00049; l1: Croce and Hein 2021, arXiv 2103.01208.
     """
     check_ball(eps, norm)
-    if steps < 1 or restarts < 1:
-        raise UserError(f"steps and restarts expect at least 1; got {steps} and {restarts}")
+    if queries < 1 or restarts < 1:
+        raise UserError(f"queries and restarts expect at least 1; got {queries} and {restarts}")
     if not 0 < p_init <= 1:
         raise UserError(f"p_init expects a fraction above 0 and up to 1; got {p_init!r}")
     if mode not in MODES:
@@ -99,8 +99,8 @@ def square(
     first = torch.full((len(inputs),), -1, dtype=torch.int64, device=inputs.device)
     active = torch.arange(len(inputs), device=inputs.device)
     sides = [
-        side_length(fraction(k, p_init, steps if rescale else None), inputs.shape, norm)
-        for k in range(steps if eps > 0 else 0)
+        side_length(fraction(k, p_init, queries if rescale else None), inputs.shape, norm)
+        for k in range(queries if eps > 0 else 0)
     ]
     with frozen(model, train_mode=train_mode, like=inputs) as net, torch.no_grad():
         objective = Classify(net, labels, margin)
@@ -127,10 +127,10 @@ def square(
     return result
 
 
-def fraction(k: int, p_init: float, steps: int | None) -> float:
-    """The part of the image that square k (from 0) covers; `steps` rescales the schedule."""
-    if steps is not None:
-        k = int(k / steps * 10000)
+def fraction(k: int, p_init: float, queries: int | None) -> float:
+    """The part of the image that square k (from 0) covers; `queries` rescales the schedule."""
+    if queries is not None:
+        k = int(k / queries * 10000)
     return p_init / 2.0 ** bisect_left(HALVINGS, k)
 
 

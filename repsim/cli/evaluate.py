@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("networks", nargs=-1, metavar="[NETWORK...]")
-@click.option("--model", metavar="FILE|NAME",
-              help="Checkpoint, foreign state dict (with --arch), or architecture.")
+@click.option(
+    "--model",
+    metavar="FILE|NAME",
+    help="Checkpoint, foreign state dict (with --arch), or architecture.",
+)
 @foreign_options
 @click.option(
     "--attack",
@@ -48,22 +51,34 @@ if TYPE_CHECKING:
     help="An image is lost if any iterate fools the network, or if the last one does.",
 )
 @click.option(
-    "--cross", is_flag=True,
+    "--cross",
+    is_flag=True,
     help="Attack each NETWORK and show its images to all of them: the transfer matrix.",
 )
 @click.option(
-    "--masking/--no-masking", default=True, show_default=True,
+    "--masking/--no-masking",
+    default=True,
+    show_default=True,
     help="Look for signs of masked gradients on 128 images.",
 )
 @click.option(
-    "--smoothed", type=click.IntRange(min=1), metavar="N",
+    "--smoothed",
+    type=click.IntRange(min=1),
+    metavar="N",
     help="Inference as the mean over N random transformations; attacks average over them too.",
+)
+@click.option(
+    "--compile",
+    is_flag=True,
+    help="Make the attacks on a compiled copy: 20 s once, worth it for minutes of work.",
 )
 @data_options("test")
 @samples_option(DEFAULT_SAMPLES)
 @run_options(256)
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE.csv",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE.csv",
     help="Also write a row an image (with --cross: a row a pair).",
 )
 @output_options
@@ -72,9 +87,9 @@ def evaluate(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
     attacks: tuple[str, ...], eps: str | None, norm: str | None, steps: str | None,
     step_size: str | None, restarts: str | None, verdict: str, cross: bool, masking: bool,
-    smoothed: int | None, data: str | None, data_root: Path | None, split: str, download: bool,
-    image_size: int | None, samples: int, device: str, precision: str, batch_size: int, seed: int,
-    out: Path | None, json_file: Path | None, quiet: bool,
+    smoothed: int | None, compile: bool, data: str | None, data_root: Path | None, split: str,
+    download: bool, image_size: int | None, samples: int, device: str, precision: str,
+    batch_size: int, seed: int, out: Path | None, json_file: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Clean and robust accuracy with 95% intervals.
 
@@ -129,7 +144,7 @@ def evaluate(
             loaded = replace(loaded, model=net)  # type: ignore[arg-type]
         found = library.evaluate(
             loaded, images, specs, batch_size=batch_size, runtime=runtime, seed=seed,
-            verdict=verdict, progress=progress,
+            verdict=verdict, compile=compile, progress=progress,
         )  # fmt: skip
         table, summary = found.table(), found.summary()
         flags = []
@@ -158,7 +173,9 @@ def _names(networks: Sequence[str], model: str | None, cross: bool) -> list[str]
 
     names = [*([model] if model else []), *networks]
     if cross and len(names) < 2:
-        raise UserError("--cross expects two or more checkpoints: repsim evaluate --cross a.pt b.pt")
+        raise UserError(
+            "--cross expects two or more checkpoints: repsim evaluate --cross a.pt b.pt"
+        )
     if not cross and len(names) != 1:
         came = ", ".join(names) or "none"
         raise UserError(
@@ -211,7 +228,9 @@ def _print(
     if any(s.params.get("version") == "short" for s in found.attacks):
         click.echo("autoattack,version=short is not the standard AutoAttack: an upper bound of it")
     if raised := [flag for flag in flags if flag.raised]:
-        click.echo("signs of masked gradients; do not trust the accuracy before they are explained:")
+        click.echo(
+            "signs of masked gradients; do not trust the accuracy before they are explained:"
+        )
         for flag in raised:
             click.echo(f"  {flag.name}: {flag.text}")
     elif flags:

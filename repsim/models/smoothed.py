@@ -1,4 +1,4 @@
-"""Inference smoothed over random transformations (Kim et al. 2020, arXiv 2006.07589, section 3.3)."""
+"""Inference smoothed over transformations (Kim et al. 2020, arXiv 2006.07589, section 3.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Smoothed(nn.Module):
-    """log E_t[softmax f(t(x))], the expectation over `draws` random transformations t of each image.
+    """log E_t[softmax f(t(x))], the mean over `draws` random transformations t of each image.
 
     A transformation is a crop of 50% to 100% of the area brought back to the image's size, a
     mirror image at one half, and brightness and contrast changed by up to 20%; it is
@@ -23,7 +23,9 @@ class Smoothed(nn.Module):
         mirror: whether mirror images are among them (not for digits).
     """
 
-    def __init__(self, model: nn.Module, draws: int = 10, seed: int = 0, mirror: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, draws: int = 10, seed: int = 0, mirror: bool = True
+    ) -> None:
         super().__init__()
         self.model = model
         self.draws = draws
