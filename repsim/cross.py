@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from repsim.attacks import AttackSpec, run_attack
+from repsim.attacks import AttackSpec, inside, run_attack
 from repsim.checkpoint import LoadedModel
 from repsim.compare import compare_all
 from repsim.data import ImageData, batches, to_float
@@ -113,13 +113,18 @@ def cross(
         raise UserError(
             f"--cross expects two or more checkpoints of different names; got {', '.join(names)}"
         )
+    if attack.files:
+        raise UserError(
+            f"--cross makes the attack on each network in turn; got {attack.text}: leave "
+            f"{', '.join(attack.files)} away"
+        )
     runtime, progress = runtime or Runtime.of(), progress or Silent()
     for network in networks:
         network.require_head("a transfer matrix")
         runtime.place(network.model).eval()
     conditions = {"clean": to_float(data.images)}
     for network in networks:
-        conditions[network.name] = _attacked(
+        conditions[_on(network.name)] = _attacked(
             network, data, attack, batch_size, runtime, seed, progress
         )
     count = len(networks)
@@ -131,16 +136,21 @@ def cross(
             network, data, conditions, layers, reduce, batch_size, runtime, progress
         )
         clean[j] = right["clean"].mean()
-        only = [((network.name, "clean"), (network.name, made)) for made in names]
+        only = [((network.name, "clean"), (network.name, _on(made))) for made in names]
         everything = compare_all(representations, only=only, groups=1, progress=progress)
         for i, made in enumerate(names):
-            both = right["clean"] & right[made]
+            both = right["clean"] & right[_on(made)]
             accuracy[i, j] = both.mean()
             intervals[i, j] = accuracy_interval(int(both.sum()), len(both))
-            found = everything.alignment("clean", made)
+            found = everything.alignment("clean", _on(made))
             alignment[i, j] = found["alignment_mean"]
             last_third[i, j] = found["alignment_last_third"]
     return Transfer(names, attack, len(data), clean, accuracy, intervals, alignment, last_third)
+
+
+def _on(name: str) -> str:
+    """The condition of images made on a network, whatever its name."""
+    return f"made on {name}"
 
 
 def _attacked(
@@ -155,7 +165,7 @@ def _attacked(
                 found = run_attack(
                     attack, network.model, runtime.images(images), labels, ids=keys, seed=seed
                 )
-            parts.append(found.float().cpu())
+            parts.append(inside(attack, runtime.images(images), found).float().cpu())
             task.advance(len(labels))
     return torch.cat(parts)
 

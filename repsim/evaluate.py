@@ -13,11 +13,11 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
-from repsim.attacks import AttackSpec, perturbation_norm, run_attack
+from repsim.attacks import AttackSpec, inside, perturbation_norm, run_attack
 from repsim.attacks.autoattack import stages
 from repsim.attacks.fast import compiled
 from repsim.attacks.gradient import check_logits
-from repsim.attacks.table import ATTACKS
+from repsim.attacks.table import ATTACKS, COUPLED, INNER, MINIMUM_NORM
 from repsim.checkpoint import LoadedModel
 from repsim.data import ImageData, batches
 from repsim.errors import UserError
@@ -26,6 +26,7 @@ from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
 
 VERDICTS = ("any", "last")
+DRAWS = 10  # of a network that draws at random, for each verdict
 
 
 @dataclass
@@ -89,7 +90,9 @@ class Evaluation:
     def lost(self) -> dict[str, np.ndarray]:
         """bool (samples,) by condition; `worst`, over all attacks, controls apart, at the end."""
         lost = {name: found.lost for name, found in self.found.items()}
-        attacks = [a.condition for a in self.attacks if not a.is_control]
+        # An attack without a bound reaches every image: it says how far, not whether.
+        bounded = [a for a in self.attacks if not (a.name in ATTACKS and unbounded(a))]
+        attacks = [a.condition for a in bounded if not a.is_control]
         if attacks:
             lost["worst"] = np.logical_or.reduce([lost[name] for name in attacks])
         return lost
@@ -104,6 +107,7 @@ class Evaluation:
         for name, found in self.found.items():
             columns[f"{name}_prediction"] = found.prediction
             columns[f"{name}_norm"] = found.norm
+            columns[f"{name}_moved"] = found.norm > 0
             columns[f"{name}_lost"] = found.lost
             columns[f"{name}_loss"] = found.loss
             columns[f"{name}_first_success"] = found.first_success
@@ -154,6 +158,11 @@ class Evaluation:
         names = [stage.name for stage in stages(spec.params["version"], spec.norm)]
         robust = [self.right & ((found.stage < 0) | (found.stage > i)) for i in range(len(names))]
         return {name: float(r.mean()) for name, r in zip(names, robust, strict=True)}
+
+
+def unbounded(spec: AttackSpec) -> bool:
+    """Whether it has an eps, and none was given."""
+    return "eps" in spec.params and spec.params["eps"] is None
 
 
 def accuracy_interval(successes: int, samples: int, level: float = 0.95) -> list[float]:
@@ -217,8 +226,7 @@ def evaluate(
     parts: list[Tensor] = []
     with torch.no_grad(), progress.task("clean", len(data), unit="img") as task:
         for images, labels, _ in batches(data, batch_size, runtime.device):
-            with runtime.autocast():
-                logits = model(runtime.images(images))
+            logits = mean_logits(model, runtime.images(images), 1)
             require_logits(logits, labels, len(data.classes), loaded.name)
             parts.append(logits.argmax(1).cpu())
             task.advance(len(labels))
@@ -228,8 +236,8 @@ def evaluate(
     if random and not isinstance(loaded.model, Smoothed):  # which is random on purpose
         progress.say(
             f"{loaded.name} gives other logits to the same images each time: something random is "
-            "active in eval mode; use autoattack,version=rand or eot=20, and expect the accuracy "
-            "to vary"
+            "active in eval mode; attacks run at full strength, predictions are means over "
+            f"{DRAWS} draws; use autoattack,version=rand or eot=20"
         )
     result = Evaluation(
         loaded.name, data, list(attacks), verdict, seed, clean.numpy(), seconds, random
@@ -240,18 +248,17 @@ def evaluate(
         target = compiled(model, runtime.images(first))
     for spec in attacks:
         result.found[spec.condition] = _attack(
-            loaded, target, spec, data, clean, batch_size, runtime, seed, verdict, progress
-        )
+            loaded, model if spec.name in INNER else target, spec, data, clean, batch_size, runtime,
+            seed, verdict, random, progress,
+        )  # fmt: skip
     return result
 
 
 def draws_at_random(model: nn.Module, data: ImageData, runtime: Runtime) -> bool:
     """Whether the network in eval mode gives two answers to the same images."""
-    images, _, _ = next(
-        iter(batches(data.take(torch.arange(min(8, len(data)))), 8, runtime.device))
-    )
-    with torch.no_grad(), runtime.autocast():
-        first, second = (model(runtime.images(images)).float() for _ in range(2))
+    few = data.take(torch.arange(min(8, len(data))))
+    images, _, _ = next(iter(batches(few, 8, runtime.device)))
+    first, second = (mean_logits(model, runtime.images(images), 1).float() for _ in range(2))
     scale = first.abs().amax().clamp_min(1e-6)
     return bool((first - second).abs().amax() > 1e-3 * scale)
 
@@ -266,6 +273,7 @@ def _attack(
     runtime: Runtime,
     seed: int,
     verdict: str,
+    random: bool,
     progress: Progress,
 ) -> Found:
     """One attack on all images that are right clean."""
@@ -281,10 +289,11 @@ def _attack(
         "stage": torch.full((len(data),), -1),
     }
     with progress.task(spec.condition, len(rest), unit="img") as task:
-        for i, batch in enumerate(batches(rest, batch_size, runtime.device)):
-            rows = right[i * batch_size : (i + 1) * batch_size]
+        for part in _parts(len(rest), batch_size, whole=spec.name in COUPLED):
+            rows, images = right[part], rest.take(part)
+            (batch,) = batches(images, max(len(part), 1), runtime.device)
             found = _attack_batch(
-                loaded, target, spec, *batch, runtime, seed, verdict, progress.say
+                loaded, target, spec, *batch, runtime, seed, verdict, random, progress.say
             )
             for name, values in found.items():
                 columns[name][rows] = values.cpu().to(columns[name].dtype)
@@ -305,31 +314,62 @@ def _attack_batch(
     runtime: Runtime,
     seed: int,
     verdict: str,
+    random: bool,
     say: Callable[[str], None],
 ) -> dict[str, Tensor]:
     """Columns of `Found`, (batch,) each, of one batch of `batches`."""
     images = runtime.images(images)
     record: dict[str, Tensor] = {}
     mode = "evaluate" if verdict == "any" else "last"
+    # Nothing stops where a success may be luck, where none is known, or for the smallest norm.
+    smallest = spec.name in MINIMUM_NORM and spec.params["eps"] is None
+    if random or smallest or spec.name in INNER:
+        mode = "represent"
     with runtime.autocast():
         attacked = run_attack(
             spec, target, images, labels, ids=keys, seed=seed, mode=mode, record=record,
             tell=say,
         )  # fmt: skip
-        with torch.no_grad():
-            logits = loaded.model(attacked)
+    attacked = inside(spec, images, attacked)
+    logits = mean_logits(loaded.model, attacked, DRAWS if random else 1)
     require_logits(logits, labels, logits.shape[-1], f"{loaded.name} under {spec.condition}")
     prediction = logits.argmax(1)
     lost = prediction != labels
-    if verdict == "any" and "first_success" in record and spec.name not in ATTACKS:
+    known = _known(record, len(labels))
+    if verdict == "any" and "first_success" in known and spec.name not in ATTACKS:
         # A user's attack may say that an earlier iterate fooled the network; ours return it.
-        lost |= record["first_success"] >= 0
+        lost |= known["first_success"] >= 0
     norm = perturbation_norm(attacked - images, spec.norm)
-    return {"prediction": prediction, "norm": norm, "lost": lost, **_known(record)}
+    return {"prediction": prediction, "norm": norm, "lost": lost, **known}
 
 
-def _known(record: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: record[name] for name in ("loss", "first_success", "stage") if name in record}
+def _known(record: dict[str, Tensor], images: int) -> dict[str, Tensor]:
+    """What an attack recorded, as far as it is a number an image."""
+    return {
+        name: record[name]
+        for name in ("loss", "first_success", "stage")
+        if isinstance(record.get(name), Tensor) and record[name].shape == (images,)
+    }
+
+
+def _parts(images: int, batch_size: int, *, whole: bool) -> list[Tensor]:
+    """Positions of each batch; with `whole` no small rest, which a coupled attack cannot use."""
+    parts = list(torch.arange(images).split(batch_size)) if images else []
+    if whole and len(parts) > 1 and len(parts[-1]) < batch_size // 2:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+@torch.no_grad()
+def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
+    """Logits (batch, classes), or of several draws the log of the mean probability.
+
+    In float32, whatever precision the attacks run in.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        if draws == 1:
+            return model(images)
+        return torch.stack([model(images).softmax(1) for _ in range(draws)]).mean(0).log()
 
 
 def require_logits(logits: Tensor, labels: Tensor, classes: int, name: str) -> None:

@@ -17,7 +17,7 @@ from repsim.attacks import fgsm, frozen, pgd, square
 from repsim.attacks.objective import Classify, value_and_gradient
 from repsim.checkpoint import LoadedModel
 from repsim.data import ImageData, batches
-from repsim.evaluate import accuracy_interval
+from repsim.evaluate import accuracy_interval, draws_at_random
 from repsim.losses import cross_entropy
 from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
@@ -78,10 +78,13 @@ def masking_flags(
         progress: told of the work.
 
     Returns:
-        A flag each, raised or not; none where no image is right.
+        A flag each, raised or not; none where no image is right, or where the network draws at
+        random: there a single success may be luck, and the comparisons say nothing.
     """
     runtime, progress = runtime or Runtime.of(), progress or Silent()
     model = runtime.place(loaded.model).eval()
+    if draws_at_random(model, data, runtime):
+        return []
     rest = _right(model, data, samples, batch_size, runtime)
     if len(rest) == 0:
         return []

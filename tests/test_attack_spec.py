@@ -203,6 +203,8 @@ def test_text_shows_eps_as_one_would_type_it(eps: str, shown: str) -> None:
         ("pgd,loss=hinge", "loss expects one of ce, dlr, margin, kl; got 'hinge'"),
         ("pgd,eot=0", "eot expect at least 1"),
         ("mim,steps=0", "at least 1"),
+        ("mim,loss=kl", "loss kl expects start=random: .*try mim,loss=kl,start=random"),
+        ("autoattack,version=best", "version expects one of standard, plus, rand, short"),
         ("deepfool,norm=l1", "deepfool expects norm l2 or linf; got 'l1'"),
         ("probe,layer=layer1", "probe expects the probe's file: .*weights=FILE"),
         ("pgd,as=clean", "other than clean, adv"),
@@ -239,7 +241,11 @@ def test_a_preset_is_the_attack_that_it_stands_for(name: str) -> None:
 
 def test_settings_after_a_preset_replace_its_own() -> None:
     assert parse_attack("l2-0.5,steps=50", eps=EPS).params["steps"] == 50
-    assert parse_attack("l2-0.5,eps=1", eps=EPS).params["eps"] == 1
+    for text in ("l2-0.5,eps=1", "linf-16,norm=l2", "unseen,norm=l2"):
+        with pytest.raises(UserError, match="has its own eps and norm"):
+            parse_attacks(text, eps=EPS)
+    with pytest.raises(UserError, match="as= expects one attack; unseen is several"):
+        parse_attacks("unseen,as=x", eps=EPS)
     assert parse_attack("apgd-t,targets=3", eps=EPS).params["loss"] == "dlr-targeted"
 
 
@@ -254,6 +260,23 @@ def test_unseen_threats_are_those_of_the_table() -> None:
     assert len(parse_attacks("pgd", eps=EPS)) == 1
 
 
+def test_a_size_given_for_one_norm_is_none_in_another() -> None:
+    l2 = {"norm": "l2", "eps": "0.5", "step_size": "0.1"}
+    found = parse_attacks("unseen", eps=EPS, defaults=l2)
+    assert [(s.norm, s.params["eps"], s.params["step_size"]) for s in found] == [
+        ("linf", 16 / 255, None), ("l2", 0.25, 0.1), ("l2", 0.5, 0.1), ("l1", 7.84, None),
+        ("l1", 12.0, None),
+    ]  # fmt: skip
+    assert parse_attack("r-fgsm", eps=EPS, defaults=l2).params["eps"] == EPS  # it is linf only
+    assert parse_attack("deepfool", eps=EPS, defaults=l2).params["eps"] == 0.5
+    linf = {"eps": "4/255", "steps": "7", "step_size": "2/255"}
+    assert parse_attack("deepfool", eps=EPS, defaults=linf).params["eps"] is None
+    cw = parse_attack("cw-l2", eps=EPS, defaults=linf).params
+    assert (cw["eps"], cw["steps"], cw["step_size"]) == (None, 1000, 0.01)
+    relative = {"step_size": "0.5eps"}
+    assert parse_attack("l1-12", eps=EPS, defaults=relative).params["step_size"] == 6
+
+
 def test_attacks_of_the_smallest_norm_need_no_eps() -> None:
     for name in ("cw-l2", "deepfool"):
         spec = parse_attack(name, eps=EPS)
@@ -261,6 +284,12 @@ def test_attacks_of_the_smallest_norm_need_no_eps() -> None:
         assert "eps" not in spec.text
         assert parse_attack(spec.text, eps=EPS) == spec
         assert parse_attack(f"{name},eps=0.5", eps=EPS).params["eps"] == 0.5
+    free = parse_attack("fab,eps=none", eps=EPS)
+    assert free.params["eps"] is None
+    assert free.text == "fab,eps=none"
+    assert parse_attack(free.text, eps=EPS) == free
+    with pytest.raises(UserError, match="eps expects a number"):
+        parse_attack("pgd,eps=none", eps=EPS)
 
 
 def test_files_are_not_read_before_they_are_bound(net: nn.Module) -> None:
@@ -270,6 +299,33 @@ def test_files_are_not_read_before_they_are_bound(net: nn.Module) -> None:
     assert spec != parse_attack("pgd", eps=EPS)
     with pytest.raises(UserError, match="names files that were not read"):
         run(spec, net)
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "mine"])
+def test_unfooled_images_stay_clean_where_asked(name: str, net: nn.Module, tmp_path: Path) -> None:
+    if name == "mine":
+        (tmp_path / "m.py").write_text(
+            "def mine(model, inputs, labels):\n    return (inputs + 0.1).clamp(0, 1)\n"
+        )
+        name = f"{tmp_path}/m.py:mine"
+    plain, kept = (parse_attack(name + more, eps=0.01) for more in ("", ",only_fooled=true"))
+    assert plain != kept
+    assert parse_attack(kept.text, eps=EPS) == kept
+    assert kept.to_json()["only_fooled"] is True
+    with torch.no_grad():
+        y = net(X).argmax(1)
+        y[0] = (y[0] + 1) % 3  # fooled for certain
+        attacked, found = run_attack_on(plain, net, y), run_attack_on(kept, net, y)
+        fooled = net(attacked).argmax(1) != y
+    assert 0 < fooled.sum() < 4
+    assert torch.equal(found[fooled], attacked[fooled])
+    assert torch.equal(found[~fooled], X[~fooled])
+    with pytest.raises(UserError, match="only_fooled expects true or false"):
+        parse_attack("pgd,only_fooled=1", eps=EPS)
+
+
+def run_attack_on(spec: AttackSpec, net: nn.Module, y: Tensor) -> Tensor:
+    return run_attack(spec, net, X, y, ids=torch.arange(4), seed=0)
 
 
 # --- plug-ins --------------------------------------------------------------------------------

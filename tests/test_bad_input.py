@@ -229,6 +229,14 @@ CASES: dict[str, tuple[Case, str]] = {
         evaluate_with("--cross", "{at}/st.pt", "{at}/at.pt", "--attack", "unseen"),
         "one attack",
     ),
+    "--cross with --smoothed": (
+        evaluate_with("--cross", "{at}/st.pt", "{at}/at.pt", "--smoothed", "3"),
+        "--smoothed",
+    ),
+    "--smoothed with a layer's attack": (
+        evaluate_with("{at}/st.pt", "--smoothed", "3", "--attack", "feature"),
+        "inner layer",
+    ),
     "no such surrogate": (
         evaluate_with("{at}/st.pt", "--attack", "pgd,surrogate={at}/none.pt"),
         "none.pt",

@@ -65,8 +65,22 @@ def test_white_box_is_stronger_than_transfer(networks: list[LoadedModel], few: I
     assert np.allclose(np.array(found.summary()["robust_accuracy"]), found.accuracy)
 
 
+def test_a_network_called_clean_and_attacks_beyond_eps(
+    networks: list[LoadedModel], few: ImageData
+) -> None:
+    called = [replace(networks[0], name="clean"), networks[1]]
+    found, wanted = (cross(n, few, ATTACK) for n in (called, networks))
+    assert np.array_equal(found.accuracy, wanted.accuracy)
+    assert np.array_equal(found.alignment, wanted.alignment)
+    smallest = cross(networks, few, parse_attack("fab,steps=5,eps=0.02", eps=EPS))
+    assert smallest.accuracy[1, 1] > 0.5  # most are farther away than that
+
+
 def test_networks_need_names_of_their_own(networks: list[LoadedModel], few: ImageData) -> None:
     with pytest.raises(UserError, match=r"two or more checkpoints of different names; got st$"):
         cross(networks[:1], few, ATTACK)
+    files = parse_attack("pgd,surrogate=x.pt", eps=EPS)
+    with pytest.raises(UserError, match=r"on each network in turn.*leave surrogate away"):
+        cross(networks, few, files)
     with pytest.raises(UserError, match="different names; got st, st"):
         cross([networks[0], replace(networks[1], name="st")], few, ATTACK)

@@ -14,8 +14,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from repsim.attack_files import bind
 from repsim.attacks import AttackSpec, noise, parse_attack, perturbation_norm, pgd
-from repsim.checkpoint import LoadedModel
+from repsim.checkpoint import LoadedModel, load_model
 from repsim.data import ImageData, draw, to_float
 from repsim.errors import UserError
 from repsim.evaluate import accuracy_interval, evaluate
@@ -129,8 +130,9 @@ def test_a_row_an_image(linear: LoadedModel, drawn: ImageData) -> None:
     table = found.table()
     assert list(table.columns) == [
         "index", "label", "clean",
-        "l2_prediction", "l2_norm", "l2_lost", "l2_loss", "l2_first_success",
-        "noise_prediction", "noise_norm", "noise_lost", "noise_loss", "noise_first_success",
+        "l2_prediction", "l2_norm", "l2_moved", "l2_lost", "l2_loss", "l2_first_success",
+        "noise_prediction", "noise_norm", "noise_moved", "noise_lost", "noise_loss",
+        "noise_first_success",
     ]  # fmt: skip
     assert (table["index"] == drawn.index.numpy()).all()
     assert (table["label"] == drawn.labels.numpy()).all()
@@ -337,3 +339,95 @@ def test_progress_is_told_of_every_image(linear: LoadedModel, drawn: ImageData) 
     right = int((found.clean == drawn.labels.numpy()).sum())
     assert told == {"clean": [300, 300], "fgsm": [right, right]}
     assert set(found.summary()["images_per_second"]) == {"clean", "fgsm"}
+
+
+# --- networks that draw, attacks without a bound, attacks on layers ------------------------------
+
+
+class Noisy(nn.Module):
+    """A network behind noise of its own."""
+
+    def __init__(self, net: nn.Module, spread: float) -> None:
+        super().__init__()
+        self.net, self.spread = net, spread
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x + self.spread * torch.randn_like(x))
+
+
+class Heard(Silent):
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_random_network_is_not_robust_by_luck(linear: LoadedModel, drawn: ImageData) -> None:
+    """No image leaves at a draw that happened to fool the network."""
+    torch.manual_seed(0)
+    noisy = replace(linear, model=Noisy(linear.model, 0.2))  # type: ignore[arg-type]
+    attack, heard = specs("pgd,eps=0.05,steps=10")[0], Heard()
+    found = evaluate(noisy, drawn, [attack], progress=heard)
+    assert found.random
+    assert "autoattack,version=rand" in "".join(heard.lines)
+    x = to_float(drawn.images)
+    strong = pgd(linear.model, x, drawn.labels, eps=0.05, steps=10, ids=drawn.keys)
+    plain = float((predict(linear, strong) == drawn.labels).float().mean())
+    assert found.summary()["robust_accuracy"]["pgd"] < plain + 0.1
+    quiet = Heard()
+    assert not evaluate(linear, drawn, [], progress=quiet).random
+    assert quiet.lines == []
+
+
+def test_attacks_without_a_bound_say_how_far_and_are_not_the_worst(
+    linear: LoadedModel, drawn: ImageData
+) -> None:
+    found = evaluate(linear, drawn, specs("fgsm,eps=0.01", "deepfool", "fab,eps=none,norm=l2"))
+    summary = found.summary()
+    robust = summary["robust_accuracy"]
+    assert robust["deepfool"] == robust["fab"] == 0
+    assert robust["worst"] == robust["fgsm"] > 0
+    # The smallest, not the first found: on a linear network both are the distance to the boundary.
+    assert summary["median_norm"]["deepfool"] == pytest.approx(
+        summary["median_norm"]["fab"], rel=0.05
+    )
+    bounded = evaluate(linear, drawn, specs("deepfool,eps=0.1"))
+    within = found.found["deepfool"].norm <= 0.1
+    assert (bounded.found["deepfool"].lost == (within | ~found.right)).mean() > 0.99
+
+
+def test_a_transferred_smallest_perturbation_counts_within_eps_only(
+    checkpoints: dict[str, Path], drawn: ImageData
+) -> None:
+    network = load_model(checkpoints["st"])
+    text = f"fab,steps=5,eps=0.05,surrogate={checkpoints['at']}"
+    spec = bind(parse_attack(text, eps=EPS), network, Runtime.of("cpu"))
+    found = evaluate(network, drawn, [spec]).found["fab"]
+    assert found.norm.max() <= 0.05 * 1.001
+    assert (found.norm == 0).any()
+
+
+def test_the_verdict_is_in_float32(linear: LoadedModel, drawn: ImageData) -> None:
+    found = evaluate(linear, drawn, specs("pgd,eps=0.05"), runtime=Runtime.of("cpu", "bf16"))
+    assert (found.clean == predict(linear, to_float(drawn.images)).numpy()).all()
+
+
+@pytest.mark.parametrize("text", ["cka,steps=2,layer=avgpool", "feature,steps=2,towards=other"])
+def test_a_small_rest_joins_the_batch_before(
+    text: str, checkpoints: dict[str, Path], drawn: ImageData
+) -> None:
+    network = load_model(checkpoints["at"])
+    right = int(evaluate(network, drawn, []).right.sum())
+    for batch_size in (right - 1, right - 3):  # one and three images would be left over
+        found = evaluate(network, drawn, specs(text), batch_size=batch_size)
+        assert (next(iter(found.found.values())).norm[found.right] > 0).all()
+
+
+def test_a_users_attack_that_fails_is_named(
+    linear: LoadedModel, drawn: ImageData, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="mine failed with ValueError: too dark; --debug"):
+        evaluate(linear, drawn, specs(plugin(tmp_path, "raise ValueError('too dark')")))

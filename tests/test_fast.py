@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from repsim.attacks import faster, pgd
 from repsim.attacks.fast import _copies, compiled
+from repsim.hooks import capture
 from repsim.models import Normalized, build_model
 
 X = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -213,3 +214,77 @@ def test_compiled_it_gives_the_same_for_any_batch_size() -> None:
     kept = pgd(net, X, Y, steps=5)
     found = pgd(quick, X, Y, steps=5)
     assert (kept - found).abs().gt(1e-6).float().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.load_state_dict(resnet(seed=7).state_dict(), assign=True),
+        lambda net: setattr(net.encoder.conv1, "weight", nn.Parameter(torch.randn(16, 3, 3, 3))),
+        lambda net: setattr(net.encoder.conv1, "padding", (0, 0)),
+        lambda net: setattr(net.encoder.bn1, "eps", 3.0),
+    ],
+)
+def test_the_copy_notices_what_no_weight_shows(change: Callable[[nn.Module], object]) -> None:
+    net = resnet()
+    before = faster(net, X)(X)
+    change(net)
+    net.requires_grad_(False)
+    after = faster(net, X)(X)
+    torch.testing.assert_close(after, net(X), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(before, after, atol=1e-2)
+
+
+def test_a_forward_of_the_object_itself_is_kept() -> None:
+    net = resnet()
+    plain = net.forward
+    net.forward = lambda x: plain(1 - x)  # type: ignore[method-assign]
+    assert faster(net, X) is net
+
+
+def test_forwards_without_gradients_go_through_the_trace_and_follow_the_weights() -> None:
+    net = resnet()
+    copied = faster(net, X)
+    traced = vars(copied)["forward"]
+    with torch.no_grad():
+        for _ in range(20):
+            found = copied(X)
+        assert traced.trace is not None
+        torch.testing.assert_close(found, net(X), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(copied(X[:3]), net(X[:3]), rtol=1e-3, atol=1e-3)
+        net.encoder.conv1.weight.mul_(1.5)
+        again = faster(net, X)
+        assert again is copied
+        assert traced.trace is None
+        for _ in range(20):
+            found = again(X)
+        torch.testing.assert_close(found, net(X), rtol=1e-3, atol=1e-3)
+    # With a gradient, or with a hook on a layer, the network itself runs.
+    assert gradient(copied, X).abs().sum() > 0
+    seen: list[int] = []
+    with torch.no_grad(), capture(copied, ["layer1.0"]) as layers:
+        copied(X)
+        seen.append(len(layers))
+    assert seen == [1]
+
+
+class Branches(Shared):
+    """Takes another way for bright images: a trace would hold one of the two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn(self.conv(x)).mean((2, 3))
+        if float(x.mean()) > 0.6:
+            out = -out
+        return self.head(torch.cat([out, out], 1))
+
+
+def test_a_branch_that_depends_on_values_is_not_traced() -> None:
+    torch.manual_seed(0)
+    net = lively(Branches())
+    copied = faster(net, X)
+    assert copied is not net
+    bright = X * 0.2 + 0.8
+    with torch.no_grad():
+        for _ in range(20):
+            copied(X)
+        torch.testing.assert_close(copied(bright), net(bright), rtol=1e-3, atol=1e-4)

@@ -18,7 +18,7 @@ from repsim.attacks.noise import noise
 from repsim.attacks.pgd import pgd
 from repsim.attacks.probe import probe
 from repsim.attacks.rfgsm import rfgsm
-from repsim.attacks.run import run_attack
+from repsim.attacks.run import inside, only_fooled, run_attack
 from repsim.attacks.similarity import cka_attack
 from repsim.attacks.spec import (
     AttackSpec,
@@ -46,10 +46,12 @@ __all__ = [
     "feature",
     "fgsm",
     "frozen",
+    "inside",
     "instance",
     "mim",
     "noise",
     "noise_control",
+    "only_fooled",
     "parse_attack",
     "parse_attacks",
     "parse_number",

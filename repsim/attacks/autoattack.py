@@ -146,7 +146,7 @@ def autoattack(
     inputs, ids = inputs.detach(), default_ids(inputs, ids)
     full = mode == "represent"
     with frozen(model, train_mode=train_mode):
-        result, (best, fooled) = inputs.clone(), _look(model, inputs, labels)
+        result, (best, fooled, classes) = inputs.clone(), _look(model, inputs, labels)
         first = torch.where(fooled, 0, -1)
         stage_of = torch.full_like(first, -1)
         if full and eps > 0:
@@ -159,11 +159,11 @@ def autoattack(
             found: dict[str, Tensor] = {}
             attacked = stage.attack(
                 model, inputs[rows], labels[rows], eps=eps, norm=norm, seed=seed, ids=ids[rows],
-                mode=mode, train_mode=train_mode, record=found, **stage.settings,
+                mode=mode, train_mode=train_mode, record=found, **_fitting(stage.settings, classes),
             )  # fmt: skip
             # On the network itself, not on a faster copy: a verdict that a rounding decided
             # there would keep the image from the attacks that follow.
-            size, won = _look(model, attacked, labels[rows])
+            size, won, _ = _look(model, attacked, labels[rows])
             # At full strength an attack of the smallest norm returns points outside the ball too.
             inside = perturbation_norm(attacked - inputs[rows], norm) <= eps * (1 + 1e-5)
             won &= inside
@@ -179,11 +179,23 @@ def autoattack(
     return result
 
 
+def _fitting(settings: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """A stage's settings; with two classes there is no third logit for the dlr loss."""
+    fitting = dict(settings)
+    if fitting.get("loss") == "dlr" and classes < 3:
+        fitting["loss"] = "margin"
+    return fitting
+
+
 @torch.no_grad()
-def _look(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Margin of a wrong class, and whether the image is misclassified; (batch,) each."""
-    logits = model(x)
+def _look(model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Margin of a wrong class and whether the image is misclassified, (batch,), and the classes.
+
+    In float32, whatever precision the attacks run in.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        logits = model(x)
     check_logits(logits, labels)
     size = margin(logits, labels)
     check_finite(size)
-    return size, logits.argmax(1) != labels
+    return size, logits.argmax(1) != labels, logits.shape[1]

@@ -56,6 +56,8 @@ def mim(
         eps=eps, norm=norm, steps=steps, step_size=step_size, restarts=restarts, start=start,
         eot=eot,
     )  # fmt: skip
+    if loss == "kl" and start == "clean":
+        raise UserError("loss kl expects start='random': its gradient is 0 at the clean image")
     if not 0 <= decay < float("inf"):
         raise UserError(f"decay expects a number of at least 0; got {decay!r}")
     check_inputs(inputs, labels)

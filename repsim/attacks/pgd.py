@@ -77,6 +77,8 @@ def pgd(
         eps=eps, norm=norm, steps=steps, step_size=step_size, restarts=restarts, start=start,
         eot=eot,
     )  # fmt: skip
+    if loss == "kl" and start == "clean":
+        raise UserError("loss kl expects start='random': its gradient is 0 at the clean image")
     check_inputs(inputs, labels)
     with frozen(model, train_mode=train_mode, like=inputs) as net:
         return ascend(

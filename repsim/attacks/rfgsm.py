@@ -49,8 +49,8 @@ def rfgsm(
         The attacked images, like inputs.
 
     Raises:
-        UserError: images outside [0, 1]; sizes that cannot be meant; with a record, a loss or
-            gradient that is not finite.
+        UserError: images outside [0, 1]; sizes that cannot be meant; a loss or gradient
+            that is not finite (in train_mode with a record only).
     """
     check_ball(eps, "linf")
     first = eps / 2 if random_step is None else random_step
@@ -65,6 +65,8 @@ def rfgsm(
         x = project(inputs + first * sign, inputs, eps, "linf")
         _, gradient, _ = value_and_gradient(objective, x, rows)
         x = project(x + (eps - first) * steepest(gradient, "linf", x), inputs, eps, "linf")
+        if not train_mode:  # in training the loss shows it
+            check_finite(x)
         if record is not None:
             loss, fooled = value(objective, x, rows)
             check_finite(loss)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repsim.attacks.ball import per_image, perturbation_norm
 from repsim.attacks.gradient import check_inputs, frozen
 from repsim.attacks.spec import AttackSpec
 from repsim.attacks.table import ATTACKS
@@ -55,7 +56,7 @@ def run_attack(
             f"attack {spec.condition} names files that were not read: call "
             "repsim.attack_files.bind(spec, loaded) first"
         )
-    bound = dict(spec.bound)
+    judge, bound = model, dict(spec.bound)
     if (surrogate := bound.pop("surrogate", None)) is not None:
         model, mode, train_mode, record = surrogate, "represent", False, None
     takes = inspect.signature(spec.function).parameters
@@ -70,11 +71,55 @@ def run_attack(
     }
     handed = {key: value for key, value in offered.items() if key in takes}
     if spec.name in ATTACKS:
-        return spec.function(model, inputs, labels, **spec.params, **handed)
+        attacked = spec.function(model, inputs, labels, **spec.params, **handed)
+    else:
+        attacked = _plugin(spec, model, inputs, labels, handed, train_mode)
+    return only_fooled(judge, inputs, attacked, labels) if spec.only_fooled else attacked
+
+
+def inside(spec: AttackSpec, inputs: Tensor, attacked: Tensor) -> Tensor:
+    """The attacked images, and the clean one in place of those beyond the attack's eps.
+
+    Attacks of the smallest norm at full strength return what they found, however far it is; for a
+    verdict at an eps that is no success. A user's own attack means by its eps what it likes.
+    """
+    eps = spec.params.get("eps")
+    if spec.name not in ATTACKS or eps is None:
+        return attacked
+    near = perturbation_norm(attacked - inputs, spec.norm) <= eps * (1 + 1e-4) + 1e-6
+    return torch.where(per_image(near, inputs), attacked, inputs)
+
+
+def only_fooled(model: nn.Module, inputs: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
+    """The attacked images that are misclassified, and the clean image in place of the others.
+
+    Args:
+        model: pixel model -> logits.
+        inputs: clean images (batch, c, h, w).
+        attacked: what an attack made of them.
+        labels: int64 (batch,).
+    """
+    with frozen(model), torch.no_grad():
+        fooled = model(attacked).argmax(1) != labels
+    return torch.where(per_image(fooled, inputs), attacked, inputs)
+
+
+def _plugin(
+    spec: AttackSpec, model: nn.Module, inputs: Tensor, labels: Tensor, handed: dict[str, Any],
+    train_mode: bool,
+) -> Tensor:  # fmt: skip
     check_inputs(inputs, labels)
     # A copy: a user's attack may well work in place, and the caller still needs the clean images.
-    with frozen(model, train_mode=train_mode), torch.enable_grad():
-        attacked = spec.function(model, inputs.detach().clone(), labels, **spec.params, **handed)
+    copy = inputs.detach().clone()
+    try:
+        with frozen(model, train_mode=train_mode), torch.enable_grad():
+            attacked = spec.function(model, copy, labels, **spec.params, **handed)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"attack {spec.name} failed with {type(error).__name__}: {error}; --debug shows where"
+        ) from error
     _check_plugin(spec.name, attacked, inputs)
     return attacked.detach().to(inputs)
 

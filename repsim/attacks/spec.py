@@ -13,7 +13,15 @@ from repsim.attacks.ascend import check_settings
 from repsim.attacks.autoattack import stages
 from repsim.attacks.ball import NORMS, check_ball
 from repsim.attacks.pgd import LOSS_NAMES
-from repsim.attacks.table import ATTACKS, CONTROLS, GROUPS, PRESETS, Attack
+from repsim.attacks.table import (
+    ATTACKS,
+    CONTROLS,
+    GROUPS,
+    MINIMUM_NORM,
+    PRESETS,
+    UNSEEN,
+    Attack,
+)
 from repsim.errors import UserError
 from repsim.registry import near, resolve
 
@@ -44,6 +52,7 @@ class AttackSpec:
             one attack are equal and a record of it outlives a change of defaults.
         function: (model, inputs, labels, *, eps, ...) -> attacked inputs.
         is_control: True for noise, which has the size of an attack but no direction.
+        only_fooled: images that it does not fool come back clean (`only_fooled=true`).
         files: paths of the files that it needs, by setting: `surrogate`, `weights`.
         origin: what those files were, for the record; see `repsim.attack_files.bind`.
         bound: what was read from them.
@@ -54,6 +63,7 @@ class AttackSpec:
     params: Mapping[str, Any]
     function: Attack = field(compare=False)
     is_control: bool = False
+    only_fooled: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
     bound: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -70,8 +80,9 @@ class AttackSpec:
         settings = [
             f"{key}={_show(value)}"
             for key, value in self.params.items()
-            if value is not None and (key == "eps" or key not in defaults or value != defaults[key])
+            if key not in defaults or value != defaults[key] or (key == "eps" and value is not None)
         ]
+        settings += ["only_fooled=true"] if self.only_fooled else []
         settings += [f"{key}={path}" for key, path in self.files.items()]
         given = [] if self.condition == self.name else [f"as={self.condition}"]
         return ",".join([self.name, *settings, *given])
@@ -83,6 +94,7 @@ class AttackSpec:
             "condition": self.condition,
             "params": dict(self.params),
             "control": self.is_control,
+            **({"only_fooled": True} if self.only_fooled else {}),
             **self.origin,
         }
 
@@ -90,7 +102,7 @@ class AttackSpec:
 def _show(value: Any) -> str:
     """The shortest text that `parse_number` reads back as the same value."""
     if not isinstance(value, float):
-        return str(value)
+        return "none" if value is None else str(value)
     over = round(value * 255)
     short = f"{value:g}"
     if float(short) == value:
@@ -124,6 +136,8 @@ def parse_attacks(
     if name.strip() not in GROUPS:
         return [parse_attack(text, eps=eps, defaults=defaults)]
     members = GROUPS[name.strip()]
+    if re.search(r"\bas\s*=", settings):
+        raise UserError(f"--attack {text}: as= expects one attack; {name.strip()} is several")
     return [parse_attack(m + comma + settings, eps=eps, defaults=defaults) for m in members]
 
 
@@ -147,8 +161,17 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
         preset = dict(setting.split("=") for setting in own)
     function = resolve(name, ATTACKS, kind="attack", also=[*PRESETS, *GROUPS])
     known, open_ended = _settings_of(function, name)
-    given = preset | _read_settings(name, settings, None if open_ended else known)
+    given = _read_settings(name, settings, None if open_ended else known)
+    if short in UNSEEN and (fixed := {"eps", "norm"} & set(given)):
+        raise UserError(
+            f"--attack {text}: {short} has its own eps and norm; got {', '.join(sorted(fixed))}; "
+            f"try {name},norm=...,eps=..."
+        )
+    given = preset | given
     condition = _condition(given.pop("as", short.rpartition(":")[2]), name in CONTROLS)
+    only_fooled = "only_fooled" not in known and _convert(
+        "only_fooled", given.pop("only_fooled", "false"), False, None
+    )
     files = {key: given.pop(key) for key in _FILES if key in given and key not in known}
     if name == "probe" and "weights" not in files:
         raise UserError(
@@ -159,8 +182,14 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
     taken = {k: v for k, v in (defaults or {}).items() if k in known or open_ended}
     own_norm = known["norm"] if isinstance(known.get("norm"), str) else "linf"
     norm = given.get("norm", taken.get("norm", own_norm))
-    if norm != taken.get("norm", own_norm):
-        taken.pop("eps", None)  # an eps of one norm means nothing in another
+    if norm != (defaults or {}).get("norm", "linf"):
+        # A size in one norm means nothing in another.
+        taken.pop("eps", None)
+        if not taken.get("step_size", "eps").endswith("eps"):
+            taken.pop("step_size")
+    if name == "cw-l2":  # there they are those of an optimiser
+        taken.pop("steps", None)
+        taken.pop("step_size", None)
     given = {**taken, **given}
 
     params: dict[str, Any] = {k: v for k, v in known.items() if isinstance(v, _PLAIN)}
@@ -169,7 +198,9 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
         # An attack of the smallest norm needs no eps.
         free = norm != "linf" and "eps" in known and known["eps"] is None
         own_eps = free or (norm == own_norm != "linf" and isinstance(known.get("eps"), float))
-        if asked is not None:
+        if asked is not None and asked.lower() == "none" and name in MINIMUM_NORM:
+            params["eps"] = None
+        elif asked is not None:
             params["eps"] = parse_number(asked, what="eps")
         elif not own_eps:
             params["eps"] = eps
@@ -189,7 +220,7 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
     if name in ATTACKS:
         _check(name, params)
     ordered = {key: params[key] for key in sorted(params, key=lambda k: (k != "eps", k))}
-    return AttackSpec(name, condition, ordered, function, name in CONTROLS, files)
+    return AttackSpec(name, condition, ordered, function, name in CONTROLS, only_fooled, files)
 
 
 def _check(name: str, params: Mapping[str, Any]) -> None:
@@ -200,6 +231,11 @@ def _check(name: str, params: Mapping[str, Any]) -> None:
         raise UserError(f"loss expects one of {', '.join(LOSS_NAMES)}; got {params['loss']!r}")
     if name == "autoattack":
         stages(params["version"], params["norm"])
+    if params.get("loss") == "kl" and params.get("start") == "clean":
+        raise UserError(
+            f"loss kl expects start=random: its gradient is 0 at the clean image; try "
+            f"{name},loss=kl,start=random"
+        )
     norms = {"deepfool": ("l2", "linf"), "cw-l2": ("l2",)}.get(name, NORMS)
     if params.get("norm", norms[0]) not in norms:
         raise UserError(f"{name} expects norm {' or '.join(norms)}; got {params['norm']!r}")
@@ -216,7 +252,7 @@ def _read_settings(
             raise UserError(f"--attack {name}: expected key=value after the name; got {setting!r}")
         if key in given:
             raise UserError(f"--attack {name}: expected {key} once; got it twice")
-        if key not in ("as", *_FILES) and known is not None and key not in known:
+        if key not in ("as", "only_fooled", *_FILES) and known is not None and key not in known:
             takes = ", ".join(sorted(known)) or "no settings"
             raise UserError(f"--attack {name} takes {takes}; got {key!r}; near: {near(key, known)}")
         given[key] = value

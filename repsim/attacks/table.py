@@ -46,13 +46,17 @@ ATTACKS: dict[str, Attack] = {
 CONTROLS = ("noise",)
 # Without labels there is no success: what is found is judged by what the network says of it.
 REPRESENTATION = ("contrastive", "instance", "feature", "cka")
-SINGLE_STEP = ("fgsm", "r-fgsm")
-BLACK_BOX = ("square",)
+# Their images depend on the others of the batch.
+COUPLED = REPRESENTATION
+# They look at an inner layer, which a folded or smoothed network does not have as it was.
+INNER = (*REPRESENTATION, "probe")
+# They look for the smallest perturbation, with or without a bound.
+MINIMUM_NORM = ("fab", "cw-l2", "deepfool")
 
 # The threats that RoCL's table 1 (Kim et al. 2020, arXiv 2006.07589) tests beyond the one of
 # training, linf 8/255.
 UNSEEN: dict[str, str] = {
-    "linf-16": "pgd,eps=16/255",
+    "linf-16": "pgd,norm=linf,eps=16/255",
     "l2-0.25": "pgd,norm=l2,eps=0.25",
     "l2-0.5": "pgd,norm=l2,eps=0.5",
     "l1-7.84": "pgd,norm=l1,eps=7.84",

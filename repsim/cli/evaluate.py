@@ -102,6 +102,7 @@ def evaluate(
     from dataclasses import replace
 
     from repsim import evaluate as library
+    from repsim.attacks.table import INNER
     from repsim.cli.common import attack_specs, check_outputs, model_and_data, write_json
     from repsim.errors import UserError
     from repsim.files import replacing
@@ -109,6 +110,11 @@ def evaluate(
     from repsim.runtime import Runtime
 
     names = _names(networks, model, cross)
+    if cross and (smoothed or compile or verdict != "any" or arch or mean or std):
+        raise UserError(
+            "--cross attacks checkpoints at full strength; leave --smoothed, --compile, --verdict, "
+            "--arch, --mean and --std away"
+        )
     check_outputs(out, json_file)
     progress = reporter(quiet=quiet)
     loaded, images = model_and_data(
@@ -136,6 +142,12 @@ def evaluate(
         table, summary = transfer.table(), transfer.summary()
     else:
         if smoothed:
+            inner = [spec.text for spec in specs if spec.name in INNER]
+            if inner:
+                raise UserError(
+                    f"--smoothed has no inner layer of its own; got {', '.join(inner)}: attack the "
+                    "network without --smoothed"
+                )
             from repsim.augment import default_augmentation
             from repsim.models import Smoothed
 
@@ -147,7 +159,7 @@ def evaluate(
             verdict=verdict, compile=compile, progress=progress,
         )  # fmt: skip
         table, summary = found.table(), found.summary()
-        flags = []
+        flags: list[Flag] | None = None
         if masking:
             flags = _flags(found, loaded, images, batch_size, runtime, seed, progress)
             summary["gradient_masking"] = {flag.name: flag.to_json() for flag in flags}
@@ -189,10 +201,15 @@ def _flags(
     progress: Any,
 ) -> list[Flag]:  # fmt: skip
     """The signs of masked gradients, at the size of the first attack that has one."""
+    from repsim.attacks import NORMS
     from repsim.data import default_eps
     from repsim.masking import masking_flags
 
-    sized = [s for s in found.attacks if s.params.get("eps") is not None and not s.is_control]
+    sized = [
+        s
+        for s in found.attacks
+        if s.params.get("eps") is not None and not s.is_control and s.norm in NORMS
+    ]
     eps, norm = default_eps(images.name), "linf"
     if sized:
         eps, norm = sized[0].params["eps"], sized[0].norm
@@ -203,10 +220,11 @@ def _flags(
 
 
 def _print(
-    found: Evaluation, summary: dict[str, Any], flags: list[Flag], split: str,
+    found: Evaluation, summary: dict[str, Any], flags: list[Flag] | None, split: str,
     smoothed: int | None,
 ) -> None:  # fmt: skip
-    from repsim.cli.common import percent, print_table
+    from repsim.cli.common import number, percent, print_table
+    from repsim.evaluate import unbounded
 
     rate = {name: f"{value:,.0f}" for name, value in summary["images_per_second"].items()}
     accuracy, interval = summary["robust_accuracy"], summary["robust_accuracy_ci"]
@@ -214,8 +232,12 @@ def _print(
              rate["clean"]]]  # fmt: skip
     for spec in found.attacks:
         name = spec.condition
-        rows.append([name, percent(accuracy[name], interval[name]), spec.text, rate[name]])
-    if len([s for s in found.attacks if not s.is_control]) > 1:
+        text = spec.text
+        if unbounded(spec):
+            median = summary["median_norm"][name]
+            text += f" (no eps; median {spec.norm} {number(median) or 'none'})"
+        rows.append([name, percent(accuracy[name], interval[name]), text, rate[name]])
+    if "worst" in accuracy and len([s for s in found.attacks if not s.is_control]) > 1:
         rows.append(["worst", percent(accuracy["worst"], interval["worst"]), "", ""])
     how = f"; mean of {smoothed} random transformations" if smoothed else ""
     print_table(
@@ -227,10 +249,12 @@ def _print(
         click.echo(f"{name}: " + ", ".join(f"{k} {percent(v)}" for k, v in after.items()))
     if any(s.params.get("version") == "short" for s in found.attacks):
         click.echo("autoattack,version=short is not the standard AutoAttack: an upper bound of it")
-    if raised := [flag for flag in flags if flag.raised]:
-        click.echo(
-            "signs of masked gradients; do not trust the accuracy before they are explained:"
-        )
+    if flags is None:
+        return
+    if found.random:
+        click.echo("signs of masked gradients are not looked for in networks that draw at random")
+    elif raised := [flag for flag in flags if flag.raised]:
+        click.echo("signs of masked gradients: explain them before you trust the accuracy")
         for flag in raised:
             click.echo(f"  {flag.name}: {flag.text}")
     elif flags:
