@@ -993,3 +993,29 @@ def test_averaging_over_draws_finds_the_direction_that_one_draw_misses() -> None
         attacked = pgd(Jitter(weight, 0.1), x, y, eps=0.05, steps=5, eot=eot, mode="last")
         gains.append(float((losses(model, attacked, y) - losses(model, x, y)).mean()))
     assert gains[1] > 1.3 * gains[0]
+
+
+@given(
+    st.sampled_from(["fgsm", "r-fgsm", "pgd", "mim", "apgd", "square", "noise"]),
+    st.sampled_from(["linf", "l2", "l1"]), st.floats(0.01, 0.4), st.integers(0, 9),
+    st.sampled_from([torch.float16, torch.bfloat16]),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_images_in_16_bits_stay_in_the_ball(
+    name: str, norm: str, eps: float, seed: int, dtype: torch.dtype
+) -> None:
+    x = images(3, size=6).to(dtype)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(108, CLASSES)).to(dtype)
+    y = torch.zeros(3, dtype=torch.int64)
+    if name == "r-fgsm":
+        settings_, norm = {}, "linf"
+    else:
+        eps = eps * {"linf": 1, "l2": 3, "l1": 20}[norm]
+        settings_ = {"norm": norm}
+    more = {} if name == "fgsm" else {"seed": seed}
+    attacked = make(name, net, x, y, eps=eps, **settings_, **more)
+    assert attacked.dtype == dtype
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    size = perturbation_norm(attacked.double() - x.double(), norm)
+    assert float(size.max()) <= eps * (1 + 1e-6)

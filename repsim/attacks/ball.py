@@ -52,13 +52,38 @@ def project(inputs: Tensor, clean: Tensor, eps: float, norm: str) -> Tensor:
     """
     if norm == "l1":
         return project_l1(inputs, clean, eps)
+    half = clean.element_size() < 4
     if norm == "linf":
-        low, high = (clean - eps).clamp_(min=0), (clean + eps).clamp_(max=1)
+        wide = clean.float() if half else clean  # in 16 bits eps itself would be rounded
+        low, high = (wide - eps).clamp_(min=0), (wide + eps).clamp_(max=1)
+        if half:
+            low, high = (_not_beyond(b.to(clean.dtype), clean, eps) for b in (low, high))
         return torch.maximum(torch.minimum(inputs, high), low)
     delta = inputs - clean
     size = per_image(perturbation_norm(delta, norm), delta)
     delta = (delta * (eps / size.clamp_min(1e-12)).clamp_max(1)).to(inputs.dtype)
-    return (clean + delta).clamp_(0, 1)
+    projected = (clean + delta).clamp_(0, 1)
+    return _shrunk(projected, clean, eps) if half else projected
+
+
+def _not_beyond(bound: Tensor, clean: Tensor, eps: float) -> Tensor:
+    """A bound of the cube in 16 bits, rounded towards the image where it was rounded away."""
+    gap = bound.float() - clean.float()
+    # Numbers from 0 up are in the order of their bits.
+    back = torch.where(gap > 0, -1, 1).masked_fill_(gap.abs() <= eps, 0).to(torch.int16)
+    return (bound.view(torch.int16) + back).view(bound.dtype)
+
+
+def _shrunk(inputs: Tensor, clean: Tensor, eps: float) -> Tensor:
+    """Perturbations in 16 bits that rounding has taken out of the l2 ball, drawn back in."""
+    for _ in range(8):
+        delta = inputs.float() - clean.float()
+        size = per_image(perturbation_norm(delta, "l2"), delta)
+        if not bool((size > eps).any()):
+            break
+        scale = torch.where(size > eps, eps / size.clamp_min(1e-12) * (1 - 2**-7), 1.0)
+        inputs = (clean.float() + scale * delta).clamp_(0, 1).to(inputs.dtype)
+    return torch.where(size <= eps, inputs, clean)
 
 
 def steepest(gradient: Tensor, norm: str, at: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
             f"got {low if low < 0 else high}"
         )
     if logits.shape[1] < 2:
-        raise UserError("the model is expected to return logits of 2 classes or more; got 1")
+        raise UserError("the model is expected to return logits of at least 2 classes; got 1")
     values = logits.detach().float()
     # Rounded to 8 bits, as many probabilities as there are classes may miss 1 by this much.
     slack = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 2e-2

@@ -77,8 +77,6 @@ class Search:
         with torch.no_grad():
             logits = self.net(self.inputs)
         check_logits(logits, self.labels)
-        if logits.shape[1] < 2:
-            raise UserError(f"the model is expected to have at least 2 classes; got {logits.shape}")
         self.logits = logits.to(wide)
         self._loss = margin(logits, self.labels)
         check_finite(self._loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from repsim.attacks.ball import check_ball, per_image, perturbation_norm
+from repsim.attacks.ball import check_ball, per_image, perturbation_norm, project
 from repsim.attacks.gradient import check_inputs, default_ids
 from repsim.errors import UserError
 from repsim.keyed import keyed_normal, keyed_sign, keyed_uniform
@@ -60,4 +60,6 @@ def noise(
     else:
         delta = keyed_sign(ids, shape, seed=seed, stream=_STREAM)
     size = per_image(perturbation_norm(delta, norm), delta)
-    return (inputs + eps * (delta / size).to(inputs.dtype)).clamp_(0, 1)
+    noisy = (inputs + eps * (delta / size).to(inputs.dtype)).clamp_(0, 1)
+    # In 16 bits rounding may have taken it out of the ball.
+    return project(noisy, inputs, eps, norm) if inputs.element_size() < 4 else noisy

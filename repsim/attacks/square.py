@@ -318,9 +318,13 @@ class _Pyramids:
         """l2: the images at full distance in this direction, clipped to [0, 1]. l1: projected."""
         clean = self.clean.to(self.dtype)
         if self.norm == "l1":
-            return project(clean + delta, clean, self.eps, "l1").to(self.clean.dtype)
-        scale = self.eps / (self._size(delta, (1, 2, 3)) + 1e-12)
-        return torch.addcmul(clean, delta, scale).clamp_(0, 1).to(self.clean.dtype)
+            cut = project(clean + delta, clean, self.eps, "l1").to(self.clean.dtype)
+        else:
+            scale = self.eps / (self._size(delta, (1, 2, 3)) + 1e-12)
+            cut = torch.addcmul(clean, delta, scale).clamp_(0, 1).to(self.clean.dtype)
+        if cut.element_size() < 4:  # rounding to 16 bits may have taken it out of the ball
+            cut = project(cut, self.clean, self.eps, self.norm)
+        return cut
 
     def start(self) -> Tensor:
         """A grid of five tiles or more, each with a sign for each channel."""
