@@ -226,7 +226,10 @@ def _print(
     from repsim.cli.common import number, percent, print_table
     from repsim.evaluate import unbounded
 
-    rate = {name: f"{value:,.0f}" for name, value in summary["images_per_second"].items()}
+    rate = {
+        name: f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+        for name, value in summary["images_per_second"].items()
+    }
     accuracy, interval = summary["robust_accuracy"], summary["robust_accuracy_ci"]
     rows = [["clean", percent(summary["clean_accuracy"], summary["clean_accuracy_ci"]), "",
              rate["clean"]]]  # fmt: skip
