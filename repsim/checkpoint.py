@@ -88,7 +88,7 @@ def read_plain(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"--model {path}: there is no such file")
+        raise UserError(f"{path}: there is no such file")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
