@@ -12,6 +12,8 @@ from typing import Any
 from repsim.attacks.ascend import check_settings
 from repsim.attacks.autoattack import stages
 from repsim.attacks.ball import NORMS, check_ball
+from repsim.attacks.feature import DISTANCES
+from repsim.attacks.noise import KINDS
 from repsim.attacks.pgd import LOSS_NAMES
 from repsim.attacks.table import (
     ATTACKS,
@@ -39,6 +41,16 @@ _TEXT = ("layer",)
 # Settings that name a file: any attack may be made on another network; a probe has weights.
 _FILES = ("surrogate", "weights")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+
+
+# The values of settings that are words.
+_CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "pgd": {"loss": LOSS_NAMES},
+    "mim": {"loss": LOSS_NAMES},
+    "apgd": {"loss": (*LOSS_NAMES, "dlr-targeted")},
+    "noise": {"kind": KINDS},
+    "feature": {"distance": DISTANCES, "towards": ("away", "other")},
+}
 
 
 @dataclass(frozen=True)
@@ -227,8 +239,16 @@ def _check(name: str, params: Mapping[str, Any]) -> None:
     """What else would be found too late, when the attack runs."""
     if "steps" in params and params.get("eps") is not None:
         check_settings(**{"norm": "linf", **params})
-    if name in ("pgd", "mim") and params["loss"] not in LOSS_NAMES:
-        raise UserError(f"loss expects one of {', '.join(LOSS_NAMES)}; got {params['loss']!r}")
+    for key, allowed in _CHOICES.get(name, {}).items():
+        if params[key] not in allowed:
+            raise UserError(f"{key} expects one of {', '.join(allowed)}; got {params[key]!r}")
+    for key in ("queries", "targets", "views", "classes", "binary_search"):
+        least = 0 if key == "targets" and name == "fab" else 1
+        if key in params and params[key] < least:
+            raise UserError(f"{key} expects at least {least}; got {params[key]}")
+    for key in ("temperature", "p_init"):
+        if key in params and not params[key] > 0:
+            raise UserError(f"{key} expects a number above 0; got {params[key]!r}")
     if name == "autoattack":
         stages(params["version"], params["norm"])
     if params.get("loss") == "kl" and params.get("start") == "clean":
