@@ -369,7 +369,9 @@ def mean_logits(model: nn.Module, images: Tensor, draws: int) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):
         if draws == 1:
             return model(images)
-        return torch.stack([model(images).softmax(1) for _ in range(draws)]).mean(0).log()
+        mean = torch.stack([model(images).float().softmax(1) for _ in range(draws)]).mean(0)
+        # A confident network's probabilities round to 0, and their log is not finite.
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 def require_logits(logits: Tensor, labels: Tensor, classes: int, name: str) -> None:

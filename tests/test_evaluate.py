@@ -355,6 +355,17 @@ class Noisy(nn.Module):
         return self.net(x + self.spread * torch.randn_like(x))
 
 
+class Louder(nn.Module):
+    """The same network with logits a thousand times as large."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * 1000
+
+
 class Heard(Silent):
     """Keeps what it was told."""
 
@@ -377,6 +388,9 @@ def test_a_random_network_is_not_robust_by_luck(linear: LoadedModel, drawn: Imag
     strong = pgd(linear.model, x, drawn.labels, eps=0.05, steps=10, ids=drawn.keys)
     plain = float((predict(linear, strong) == drawn.labels).float().mean())
     assert found.summary()["robust_accuracy"]["pgd"] < plain + 0.1
+    # So confident that the probabilities of the other classes are 0 to the last bit.
+    sure = replace(linear, model=Noisy(Louder(linear.model), 0.01))  # type: ignore[arg-type]
+    assert evaluate(sure, drawn, [attack]).random
     quiet = Heard()
     assert not evaluate(linear, drawn, [], progress=quiet).random
     assert quiet.lines == []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyautoattack import fab_pt
 from test_attacks import CLASSES, ConvNet, Counter, images, labels
 from torch import Tensor, nn
 
@@ -24,8 +25,7 @@ def net() -> nn.Module:
 
 
 def published(net: nn.Module, norm: str, **settings: Any) -> Any:
-    module = pytest.importorskip("pyautoattack.fab_pt")
-    return module.FABAttack_PT(net, norm=NORMS[norm], device="cpu", **settings)
+    return fab_pt.FABAttack_PT(net, norm=NORMS[norm], device="cpu", **settings)
 
 
 @pytest.mark.parametrize("norm", NORMS)

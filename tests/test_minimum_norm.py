@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import foolbox
 import numpy as np
 import pytest
 import torch
@@ -146,7 +147,7 @@ def test_fab_finds_the_linear_programs_optimum_where_the_box_binds(norm: str, ta
 
 
 def foolbox_of(net: nn.Module) -> Any:
-    return pytest.importorskip("foolbox").PyTorchModel(net, bounds=(0, 1), device="cpu")
+    return foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -1,6 +1,6 @@
 """Attacks: functions (model, inputs, labels, *, eps, ...) -> attacked inputs, and their names."""
 
-from repsim.attacks.apgd import apgd
+from repsim.attacks.apgd import apgd, auto_ascend
 from repsim.attacks.ascend import ascend
 from repsim.attacks.autoattack import autoattack
 from repsim.attacks.ball import NORMS, perturbation_norm
@@ -36,6 +36,7 @@ __all__ = [
     "AttackSpec",
     "apgd",
     "ascend",
+    "auto_ascend",
     "autoattack",
     "cka_attack",
     "contrastive",

@@ -2,7 +2,7 @@
 
 In eval mode batch normalisation is an affine map of each channel, which the convolution before it
 can do: w ← w·γ/σ, b ← (b - μ)·γ/σ + β. An attack runs forwards and backwards of one network by the
-hundred, and the normalisations are a third of their time on a CPU (analyses/benchmark/).
+hundred; PGD-20 on a resnet20 takes 0.79 of the time for it on a CPU (analyses/benchmark/).
 """
 
 from __future__ import annotations

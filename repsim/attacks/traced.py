@@ -2,9 +2,8 @@
 
 Square and the minimum-norm attacks ask the network thousands of times for logits alone. A trace
 of torch.jit, optimised for inference, does each convolution, its ReLU and the addition of a
-shortcut in one pass: 0.7 of the time of the folded copy for a small network on a CPU. torch.jit
-is deprecated, but the alternative, torch.compile, takes as long to compile as is saved here. Where
-it is missing or its answer differs, the network itself is run.
+shortcut in one pass. torch.jit is deprecated, but the alternative, torch.compile, takes tens of
+seconds to compile. Where it is missing or its answer differs, the network itself is run.
 """
 
 from __future__ import annotations
