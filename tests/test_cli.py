@@ -271,3 +271,14 @@ def test_smoothed_inference(desk: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "no sign" not in said.out
     assert numbers["smoothed"] == 3
     assert numbers["random_network"]
+
+
+def test_extract_says_that_a_smallest_perturbation_may_be_beyond_eps(
+    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--samples", "20", "--out", str(tmp_path / "f.h5"), "--attack"]
+    assert run("extract", "--model", str(desk / "at.pt"), *options, "fab,steps=3,eps=0.01") == 0
+    said = capsys.readouterr()
+    assert (
+        "fab keeps the smallest perturbation of each image, beyond its eps" in said.err + said.out
+    )

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from repsim.attacks import NORMS, AttackSpec, noise_control, run_attack
+from repsim.attacks.table import MINIMUM_NORM
 from repsim.data import ImageData
 from repsim.errors import UserError
 from repsim.runtime import Runtime
@@ -93,6 +94,12 @@ def asked_conditions(
             notes.append(
                 f"the control {', '.join(kept)} in the store has the size of an earlier attack; "
                 f"compare {specs[0].condition} with one of its own: --attack {spec.text},as=NAME"
+            )
+    for spec in specs:
+        if spec.name in MINIMUM_NORM and spec.params["eps"] is not None:
+            notes.append(
+                f"{spec.condition} keeps the smallest perturbation of each image, beyond its eps "
+                "too; for an accuracy at that eps: repsim evaluate"
             )
     clean = Source("clean", "clean", None, "linf", lambda batch: (batch.images, None))
     attacked = [_attacked(spec, model, runtime, seed) for spec in specs]
