@@ -245,7 +245,8 @@ def evaluate(
     target: nn.Module = model
     if compile and attacks and len(data) > 1:
         first, _, _ = next(iter(batches(data, batch_size, runtime.device)))
-        target = compiled(model, runtime.images(first))
+        with runtime.autocast():
+            target = compiled(model, runtime.images(first))
     for spec in attacks:
         result.found[spec.condition] = _attack(
             loaded, model if spec.name in INNER else target, spec, data, clean, batch_size, runtime,

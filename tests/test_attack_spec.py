@@ -335,6 +335,24 @@ def test_unfooled_images_stay_clean_where_asked(name: str, net: nn.Module, tmp_p
         parse_attack("pgd,only_fooled=1", eps=EPS)
 
 
+def test_an_attack_may_run_in_another_precision_than_the_rest(net: nn.Module) -> None:
+    """The steps round otherwise, the verdict of only_fooled does not."""
+    plain = parse_attack("pgd", eps=EPS)
+    half, full = (parse_attack(f"pgd,precision={p}", eps=EPS) for p in ("bf16", "float32"))
+    assert parse_attack(half.text, eps=EPS) == half != plain
+    assert half.to_json()["precision"] == "bf16"
+    assert "precision" not in plain.to_json()
+    y = net(X).argmax(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run_attack_on(full, net, y), run_attack_on(full, net, y))
+        rounded = run_attack_on(plain, net, y)
+        exact = run_attack_on(full, net, y)
+    assert torch.equal(exact, run_attack_on(plain, net, y))
+    assert torch.equal(rounded, run_attack_on(half, net, y))
+    with pytest.raises(UserError, match="precision expects one of float32, bf16; got 'half'"):
+        parse_attack("pgd,precision=half", eps=EPS)
+
+
 def run_attack_on(spec: AttackSpec, net: nn.Module, y: Tensor) -> Tensor:
     return run_attack(spec, net, X, y, ids=torch.arange(4), seed=0)
 

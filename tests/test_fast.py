@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repsim.attacks import faster, pgd
+from repsim.attacks import apgd, faster, pgd, square
 from repsim.attacks.fast import _copies, compiled
 from repsim.hooks import capture
 from repsim.models import Normalized, build_model
@@ -288,3 +288,60 @@ def test_a_branch_that_depends_on_values_is_not_traced() -> None:
         for _ in range(20):
             copied(X)
         torch.testing.assert_close(copied(bright), net(bright), rtol=1e-3, atol=1e-4)
+
+
+# --- in bfloat16 ------------------------------------------------------------------------------
+
+
+def test_in_autocast_the_folded_network_is_used_and_compared_in_float32() -> None:
+    net = resnet()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        copied = faster(net, X)
+        assert copied is not net
+        assert norms(copied) == 0
+        assert copied(X).dtype == torch.bfloat16
+        assert torch.is_autocast_enabled("cpu")
+    assert copied is faster(net, X)
+    torch.testing.assert_close(copied(X), net(X), rtol=1e-4, atol=1e-4)
+
+
+ATTACKS: dict[str, Callable[..., Tensor]] = {"pgd": pgd, "apgd": apgd, "square": square}
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_what_leaves_an_attack_in_bfloat16_is_fooled_in_float32(name: str) -> None:
+    """Logits that bfloat16 rounds to a tie are told apart, so that no image leaves too early."""
+
+    class Near(nn.Module):
+        """The class is whether the mean pixel is below 0.46; bfloat16 cannot see how far."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            size = x.flatten(1).mean(1)
+            logits = 8 + torch.stack([size - 0.46, 0 * size, 0 * size - 9], 1)
+            return logits.bfloat16() if torch.is_autocast_enabled("cpu") else logits
+
+    x = torch.full((16, 3, 8, 8), 0.447) + 0.0006 * torch.arange(16).view(-1, 1, 1, 1)
+    y = torch.ones(16, dtype=torch.int64)
+    net, record = Near().eval(), dict[str, Tensor]()
+    assert (net(x).argmax(1) == 1).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (net(x).argmax(1) == 0).all()  # a tie goes to the first class
+        attacked = ATTACKS[name](net, x, y, eps=0.03, mode="evaluate", record=record)
+    assert (net(attacked).argmax(1) == 0).all()
+    assert (record["first_success"] >= 0).all()
+
+
+@pytest.mark.parametrize("mode", ["represent", "evaluate"])
+@pytest.mark.parametrize("name", ["pgd", "apgd"])
+def test_the_loss_recorded_in_bfloat16_is_that_of_the_result_in_float32(
+    name: str, mode: str
+) -> None:
+    net, record = resnet(), dict[str, Tensor]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attacked = ATTACKS[name](net, X, Y, eps=2 / 255, steps=5, mode=mode, record=record)
+    wanted = F.cross_entropy(net(attacked), Y, reduction="none")
+    torch.testing.assert_close(record["loss"], wanted, rtol=1e-4, atol=1e-4)
+    plain = ATTACKS[name](net, X, Y, eps=2 / 255, steps=5, mode=mode)
+    found = F.cross_entropy(net(plain), Y, reduction="none")
+    if mode == "represent":
+        torch.testing.assert_close(wanted.mean(), found.mean(), rtol=0.05, atol=0.02)

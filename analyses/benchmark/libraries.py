@@ -81,20 +81,19 @@ def pgd(case: Case, rounds: int) -> Iterator[Row]:
     x = runtime.images(case.x)
     theirs = others(case)
     model = runtime.place(copy.deepcopy(case.model))  # theirs stays as it was loaded
-    quick = compiled(model, x)
-    how = {"step_size": STEP, "ids": case.ids}
-    half = Runtime.of("cpu", "bf16")
-
-    def in_bf16(mode: str) -> object:
+    ours: dict[str, Callable[[], object]] = {}
+    for precision in ("float32", "bf16"):
+        half = Runtime.of("cpu", precision)
         with half.autocast():
-            return attacks.pgd(model, x, case.y, mode=mode, **how)
+            quick = compiled(model, x)
+        for mode in ("represent", "evaluate"):
+            for net, how in ((model, ""), (quick, ", compiled")):
 
-    ours: dict[str, Callable[[], object]] = {
-        "represent": lambda: attacks.pgd(model, x, case.y, **how),
-        "represent, compiled": lambda: attacks.pgd(quick, x, case.y, **how),
-        "represent, bf16": lambda: in_bf16("represent"),
-        "evaluate": lambda: attacks.pgd(model, x, case.y, mode="evaluate", **how),
-    }
+                def work(net=net, mode=mode, half=half) -> object:
+                    with half.autocast():
+                        return attacks.pgd(net, x, case.y, mode=mode, step_size=STEP, ids=case.ids)
+
+                ours[mode + how + (", bf16" if precision == "bf16" else "")] = work
     times: dict[str, list[float]] = {name: [] for name in (*ours, *theirs)}
     for i in range(rounds + 1):
         for name, work in {**ours, **theirs}.items():
@@ -103,9 +102,7 @@ def pgd(case: Case, rounds: int) -> Iterator[Row]:
                 times[name].append(taken)
     fastest = min(theirs, key=lambda name: statistics.median(times[name]))
     for name in ours:
-        goal = {
-            "represent": 1.5, "represent, bf16": 1.5, "evaluate": 8.0 if case.name == "st" else None
-        }.get(name)  # fmt: skip
+        goal = 1.5 if name.startswith("represent") else 8.0 if case.name == "st" else None
         for other in theirs:
             mark = f"{other} (fastest)" if other == fastest else other
             yield row(case.name, f"PGD-20, {name}", mark, goal if other == fastest else None,
@@ -116,17 +113,22 @@ def autoattack(case: Case, rounds: int) -> Iterator[Row]:
     runtime = Runtime.of("cpu")
     x = runtime.images(case.x)
     model = runtime.place(copy.deepcopy(case.model))  # theirs stays as it was loaded
-    ours, theirs = [], []
+    ours, half, theirs = [], [], []
+
+    def work(precision: str) -> object:
+        with Runtime.of("cpu", precision).autocast():
+            return attacks.autoattack(model, x, case.y, mode="evaluate", ids=case.ids)
+
     for _ in range(rounds):
-        ours.append(seconds(
-            lambda: attacks.autoattack(model, x, case.y, mode="evaluate", ids=case.ids)
-        ))  # fmt: skip
+        ours.append(seconds(lambda: work("float32")))
+        half.append(seconds(lambda: work("bf16")))
         official = AutoAttack(case.model, eps=EPS, seed=0)
         theirs.append(
             seconds(lambda: official.run_standard_evaluation(case.x, case.y, batch_size=256))  # noqa: B023
         )
     goal = 10.0 if case.name == "st" else 1.5
     yield row(case.name, "AutoAttack standard", "pyautoattack", goal, ours, theirs)
+    yield row(case.name, "AutoAttack standard, bf16", "pyautoattack", goal, half, theirs)
 
 
 def row(

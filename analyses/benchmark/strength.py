@@ -266,6 +266,32 @@ def autoattack(case: Case) -> Iterator[Row]:
     seconds = middle - began, time.perf_counter() - middle
     note = f"{seconds[0]:.0f} s and {seconds[1]:.0f} s, {seconds[1] / seconds[0]:.2f} times"
     yield case.verdict("autoattack standard linf", "pyautoattack", ours, theirs, note)
+    with Runtime.of("cpu", "bf16").autocast():
+        half = attacks.autoattack(placed, images, y, mode="evaluate", ids=case.ids)
+    yield case.verdict("autoattack standard linf, bf16", "pyautoattack", half, theirs)
+
+
+def bf16(case: Case) -> Iterator[Row]:
+    """Steps in bfloat16 against the same attack in float32; judged in float32."""
+    runtime = Runtime.of("cpu")
+    m, x, y = runtime.place(copy.deepcopy(case.model)), runtime.images(case.x), case.y
+    for norm, eps in case.eps.items():
+        for name, attack, settings in (
+            ("pgd-20", attacks.pgd, {}),
+            ("apgd-ce", attacks.apgd, {}),
+            ("apgd-t, 3 targets", attacks.apgd, {"loss": "dlr-targeted", "targets": 3}),
+        ):
+            for mode in ("evaluate", "represent"):
+
+                def made(how: str, attack=attack, settings=settings, eps=eps, norm=norm, mode=mode):
+                    with Runtime.of("cpu", how).autocast():
+                        return attack(
+                            m, x, y, eps=eps, norm=norm, mode=mode, ids=case.ids, **settings
+                        )
+
+                half, full = made("bf16"), made("float32")
+                note = f"mean loss {case.loss(half):.4f} and {case.loss(full):.4f}; {mode} mode"
+                yield case.verdict(f"{name} {norm}, bf16", "repsim in float32", half, full, note)
 
 
 def representation(case: Case) -> Iterator[Row]:
@@ -358,7 +384,7 @@ class _Features(nn.Module):
 
 GROUPS = {
     "steps": steps, "apgd": apgd, "smallest": smallest, "square": square,
-    "representation": representation, "autoattack": autoattack,
+    "representation": representation, "autoattack": autoattack, "bf16": bf16,
 }  # fmt: skip
 
 

@@ -13,7 +13,15 @@ from repsim.attacks.ascend import MODES, check_settings, unmoved
 from repsim.attacks.ball import per_image, project, steepest
 from repsim.attacks.gradient import check_finite, check_inputs, check_logits, default_ids, frozen
 from repsim.attacks.l1 import largest_signs
-from repsim.attacks.objective import Classify, Objective, value, value_and_gradient
+from repsim.attacks.objective import (
+    Classify,
+    Objective,
+    confirmed,
+    exact,
+    rounded,
+    value,
+    value_and_gradient,
+)
 from repsim.attacks.pgd import objective_of
 from repsim.errors import UserError
 from repsim.keyed import keyed_normal, keyed_uniform
@@ -452,6 +460,8 @@ class Climb:
             if k > 0:
                 s.x, s.before = self.move(s, pace, momentum=k > 1), s.x
             fooled = self.look(s, pace, k)
+            if leave:
+                s.loss, fooled = confirmed(self.objective, s.x, s.rows, s.loss, fooled, self.eot)
             first[s.place] = torch.where((first[s.place] < 0) & fooled, k, first[s.place])
             gone = torch.nonzero(fooled)[:, 0] if leave else first[:0]
             if len(gone):
@@ -468,6 +478,8 @@ class Climb:
         result[s.place] = s.best
         final_loss[s.place] = torch.where(s.sound, s.best_loss, torch.nan)
         check_finite(final_loss)
+        if rounded(result) and len(s.place):
+            final_loss[s.place], _ = exact(self.objective, s.best, s.rows, self.eot)
         return result, final_loss, first
 
     def pace(self, start: Tensor, clean: Tensor, dense: bool) -> _Halving | _Sparse:

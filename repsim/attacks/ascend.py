@@ -10,7 +10,14 @@ from torch import Tensor
 
 from repsim.attacks.ball import check_ball, per_image, project, random_start, steepest
 from repsim.attacks.gradient import check_finite, default_ids
-from repsim.attacks.objective import Objective, value, value_and_gradient
+from repsim.attacks.objective import (
+    Objective,
+    confirmed,
+    exact,
+    rounded,
+    value,
+    value_and_gradient,
+)
 from repsim.errors import UserError
 
 MODES = ("represent", "evaluate", "last")
@@ -95,7 +102,8 @@ class _Climb:
     """One run of projected ascent; the three ways to run it differ in what they keep.
 
     The loss of an iterate comes with the next step's gradient; only the last one's costs a
-    forward of its own.
+    forward of its own. In autocast the steps are in less than float32; what is returned of the
+    result (its loss, whether it is misclassified) is in float32.
     """
 
     objective: Objective
@@ -148,6 +156,8 @@ class _Climb:
         first = torch.where((first < 0) & fooled, self.steps, first)
         if keep_best:
             x, loss = _better(best, best_loss, x, loss)
+        if rounded(x):
+            loss, fooled = exact(self.objective, x, rows, self.eot)
         return x, loss, first, fooled
 
     def until_fooled(self, x: Tensor, clean: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,6 +167,7 @@ class _Climb:
         velocity = None
         for k in range(self.steps):
             loss, gradient, fooled = value_and_gradient(self.objective, x, rows[active], self.eot)
+            loss, fooled = confirmed(self.objective, x, rows[active], loss, fooled, self.eot)
             leaving = torch.nonzero(fooled)[:, 0]
             if len(leaving):
                 gone, staying = active[leaving], torch.nonzero(~fooled)[:, 0]
@@ -169,7 +180,7 @@ class _Climb:
             velocity = self.gather(velocity, gradient)
             x = self.move(x, velocity, clean)
         else:
-            loss, fooled = value(self.objective, x, rows[active], self.eot)
+            loss, fooled = exact(self.objective, x, rows[active], self.eot)
             result[active], final_loss[active] = x, loss
             first[active[fooled]] = self.steps
         check_finite(final_loss)

@@ -21,6 +21,7 @@ from repsim.models.sync_norm import SyncNorm2d
 # Of the largest logit: what folding in float32 may change. Measured on a CPU: 1e-6 for a
 # resnet20. Convolutions on a GPU are in TF32 by default, with 10 bits.
 _TOLERANCE, _TOLERANCE_CUDA = 1e-4, 5e-3
+_TOLERANCE_BF16 = 5e-2  # 8 bits in every layer
 
 
 def faster(model: nn.Module, like: Tensor) -> nn.Module:
@@ -30,6 +31,7 @@ def faster(model: nn.Module, like: Tensor) -> nn.Module:
     is never behind them. It is used only if it returned the same logits for `like` when it was
     made. Networks with hooks, compiled or parallel ones, those without a convolution followed by
     batch normalisation, and those that give another answer to the same images are left alone.
+    In autocast both are compared in float32: there is nothing to learn from how they round.
 
     Args:
         model: in eval mode.
@@ -38,8 +40,13 @@ def faster(model: nn.Module, like: Tensor) -> nn.Module:
     Returns:
         A network in eval mode without gradients to its parameters.
     """
-    if len(like) == 0 or torch.is_autocast_enabled(like.device.type) or _special(model):
+    if len(like) == 0 or _special(model):
         return model
+    with torch.autocast(like.device.type, enabled=False):
+        return _faster(model, like)
+
+
+def _faster(model: nn.Module, like: Tensor) -> nn.Module:
     modules = list(model.modules())
     known = _copies.get(model)
     if known is None or not known.fits(modules, like):
@@ -58,7 +65,8 @@ def compiled(model: nn.Module, like: Tensor) -> nn.Module:
     """The faster copy, compiled for any batch size; not compiled where that fails.
 
     It costs some 20 seconds once and saves about a tenth on a CPU: worth it for minutes of work.
-    Unlike `faster` it holds the weights that the network has now.
+    Unlike `faster` it holds the weights that the network has now. Called in autocast, it is
+    compiled for it.
 
     Args:
         model: in eval mode.
@@ -248,4 +256,6 @@ def _same(model: nn.Module, net: nn.Module, images: Tensor) -> bool:
         return False
     scale = wanted.float().abs().amax().clamp_min(1e-6)
     tolerance = _TOLERANCE_CUDA if images.is_cuda else _TOLERANCE
+    if torch.is_autocast_enabled(images.device.type):
+        tolerance = _TOLERANCE_BF16
     return bool((wanted.float() - found.float()).abs().amax() <= tolerance * scale)

@@ -85,6 +85,32 @@ def value(objective: Objective, x: Tensor, rows: Tensor, eot: int = 1) -> tuple[
     return torch.stack([loss for loss, _ in draws]).float().mean(0), votes > 0.5
 
 
+def exact(objective: Objective, x: Tensor, rows: Tensor, eot: int = 1) -> tuple[Tensor, Tensor]:
+    """`value` in float32, for what is reported of an attack whose steps are in less."""
+    with torch.autocast(x.device.type, enabled=False):
+        return value(objective, x, rows, eot)
+
+
+def rounded(x: Tensor) -> bool:
+    """Whether forwards of these images run in less than float32 here."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def confirmed(
+    objective: Objective, x: Tensor, rows: Tensor, loss: Tensor, fooled: Tensor, eot: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Loss and fooled (batch,), where an image looks fooled as they are in float32.
+
+    One that leaves an attack for a rounding of bfloat16 would come back as robust.
+    """
+    seeming = torch.nonzero(fooled)[:, 0]
+    if not rounded(x) or len(seeming) == 0:
+        return loss, fooled
+    loss, fooled = loss.clone(), fooled.clone()
+    loss[seeming], fooled[seeming] = exact(objective, x[seeming], rows[seeming], eot)
+    return loss, fooled
+
+
 def value_and_gradient(
     objective: Objective, x: Tensor, rows: Tensor, eot: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:

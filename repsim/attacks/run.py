@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -56,7 +57,35 @@ def run_attack(
             f"attack {spec.condition} names files that were not read: call "
             "repsim.attack_files.bind(spec, loaded) first"
         )
-    judge, bound = model, dict(spec.bound)
+    with _running_in(spec.precision, inputs.device.type):
+        attacked = _run(
+            spec, model, inputs, labels, ids=ids, seed=seed, mode=mode, train_mode=train_mode,
+            record=record, tell=tell,
+        )  # fmt: skip
+    return only_fooled(model, inputs, attacked, labels) if spec.only_fooled else attacked
+
+
+def _running_in(precision: str | None, device: str) -> AbstractContextManager[None]:
+    """As the attack asks for; as the caller runs where it asks for nothing."""
+    if precision is None:
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def _run(
+    spec: AttackSpec,
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    ids: Tensor,
+    seed: int,
+    mode: str,
+    train_mode: bool,
+    record: dict[str, Tensor] | None,
+    tell: Callable[[str], None] | None,
+) -> Tensor:
+    bound = dict(spec.bound)
     if (surrogate := bound.pop("surrogate", None)) is not None:
         model, mode, train_mode, record = surrogate, "represent", False, None
     takes = inspect.signature(spec.function).parameters
@@ -71,10 +100,8 @@ def run_attack(
     }
     handed = {key: value for key, value in offered.items() if key in takes}
     if spec.name in ATTACKS:
-        attacked = spec.function(model, inputs, labels, **spec.params, **handed)
-    else:
-        attacked = _plugin(spec, model, inputs, labels, handed, train_mode)
-    return only_fooled(judge, inputs, attacked, labels) if spec.only_fooled else attacked
+        return spec.function(model, inputs, labels, **spec.params, **handed)
+    return _plugin(spec, model, inputs, labels, handed, train_mode)
 
 
 def inside(spec: AttackSpec, inputs: Tensor, attacked: Tensor) -> Tensor:
@@ -99,7 +126,7 @@ def only_fooled(model: nn.Module, inputs: Tensor, attacked: Tensor, labels: Tens
         attacked: what an attack made of them.
         labels: int64 (batch,).
     """
-    with frozen(model), torch.no_grad():
+    with frozen(model), torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
         fooled = model(attacked).argmax(1) != labels
     return torch.where(per_image(fooled, inputs), attacked, inputs)
 

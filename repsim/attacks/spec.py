@@ -37,6 +37,9 @@ _CALLERS = (
     "model", "inputs", "labels", "seed", "ids", "mode", "record", "train_mode", "tell",
     "weight", "bias", "projector", "guides", "positives", "pairs",
 )  # fmt: skip
+PRECISIONS = ("float32", "bf16")
+# What any attack takes beside its own settings.
+_COMMON = ("as", "only_fooled", "precision")
 # Names, though their default is None.
 _TEXT = ("layer",)
 # Settings that name a file: any attack may be made on another network; a probe has weights.
@@ -67,6 +70,8 @@ class AttackSpec:
         function: (model, inputs, labels, *, eps, ...) -> attacked inputs.
         is_control: True for noise, which has the size of an attack but no direction.
         only_fooled: images that it does not fool come back clean (`only_fooled=true`).
+        precision: of its forwards and backwards, "float32" or "bf16" (`precision=bf16`); None is
+            whatever the caller runs in. Verdicts are in float32 all the same.
         files: paths of the files that it needs, by setting: `surrogate`, `weights`.
         origin: what those files were, for the record; see `repsim.attack_files.bind`.
         bound: what was read from them.
@@ -78,6 +83,7 @@ class AttackSpec:
     function: Attack = field(compare=False)
     is_control: bool = False
     only_fooled: bool = False
+    precision: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
     bound: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -97,6 +103,7 @@ class AttackSpec:
             if key not in defaults or value != defaults[key] or (key == "eps" and value is not None)
         ]
         settings += ["only_fooled=true"] if self.only_fooled else []
+        settings += [f"precision={self.precision}"] if self.precision else []
         settings += [f"{key}={path}" for key, path in self.files.items()]
         given = [] if self.condition == self.name else [f"as={self.condition}"]
         return ",".join([self.name, *settings, *given])
@@ -109,6 +116,7 @@ class AttackSpec:
             "params": dict(self.params),
             "control": self.is_control,
             **({"only_fooled": True} if self.only_fooled else {}),
+            **({"precision": self.precision} if self.precision else {}),
             **self.origin,
         }
 
@@ -186,6 +194,9 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
     only_fooled = "only_fooled" not in known and _convert(
         "only_fooled", given.pop("only_fooled", "false"), False, None
     )
+    precision = None if "precision" in known else given.pop("precision", None)
+    if precision not in (None, *PRECISIONS):
+        raise UserError(f"precision expects one of {', '.join(PRECISIONS)}; got {precision!r}")
     files = {key: given.pop(key) for key in _FILES if key in given and key not in known}
     if name == "probe" and "weights" not in files:
         raise UserError(
@@ -234,7 +245,9 @@ def parse_attack(text: str, *, eps: float, defaults: Mapping[str, str] | None = 
     if name in ATTACKS:
         _check(name, params)
     ordered = {key: params[key] for key in sorted(params, key=lambda k: (k != "eps", k))}
-    return AttackSpec(name, condition, ordered, function, name in CONTROLS, only_fooled, files)
+    return AttackSpec(
+        name, condition, ordered, function, name in CONTROLS, only_fooled, precision, files
+    )
 
 
 def _check(name: str, params: Mapping[str, Any]) -> None:
@@ -274,7 +287,7 @@ def _read_settings(
             raise UserError(f"--attack {name}: expected key=value after the name; got {setting!r}")
         if key in given:
             raise UserError(f"--attack {name}: expected {key} once; got it twice")
-        if key not in ("as", "only_fooled", *_FILES) and known is not None and key not in known:
+        if key not in (*_COMMON, *_FILES) and known is not None and key not in known:
             takes = ", ".join(sorted(known)) or "no settings"
             raise UserError(f"--attack {name} takes {takes}; got {key!r}; near: {near(key, known)}")
         given[key] = value

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repsim.attacks.ascend import MODES
 from repsim.attacks.ball import check_ball, per_image, project
 from repsim.attacks.gradient import check_finite, check_inputs, default_ids, frozen
-from repsim.attacks.objective import Classify, value
+from repsim.attacks.objective import Classify, confirmed, value
 from repsim.errors import UserError
 from repsim.keyed import keyed_uniform
 from repsim.losses import margin
@@ -197,6 +197,8 @@ def _run(
     """One restart: of each image the best, its margin, and the queries to the first success."""
     x = search.start()
     loss, fooled = value(objective, x, rows)
+    if leave:
+        loss, fooled = confirmed(objective, x, rows, loss, fooled)
     result, final_loss, first = x.clone(), loss.clone(), torch.where(fooled, 1, -1)
     best, sound = loss, loss.isfinite()
     active = torch.arange(len(x), device=x.device)
@@ -212,6 +214,8 @@ def _run(
                 break
         x = search.propose(k, side)
         loss, fooled = value(objective, x, rows[active])
+        if leave:
+            loss, fooled = confirmed(objective, x, rows[active], loss, fooled)
         sound[active] &= loss.isfinite()
         newly = fooled & (first[active] < 0)
         first[active] = torch.where(newly, k + 2, first[active])
