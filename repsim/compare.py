@@ -6,6 +6,7 @@ All layers, conditions and models of a comparison go through one engine pass tog
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,18 +20,24 @@ from numpy.typing import NDArray
 import repsim
 from repsim.errors import UserError
 from repsim.progress import Progress, Silent
-from repsim.registry import near, resolve
+from repsim.registry import near
 from repsim.result import SCHEMA
 from repsim.similarity import (
-    MEASURES,
+    CKA,
     MEMORY,
     Measure,
     Pairs,
     Pairwise,
     Representation,
     interval,
+    parse_measure,
 )
+from repsim.similarity.duplicates import alike, duplicates, first_rows
+from repsim.similarity.means import far_apart, last_third, mean_over, same_layer
+from repsim.similarity.permutation import LEVEL, permutation_null
 from repsim.similarity.representation import describe
+from repsim.similarity.strata import strata_of
+from repsim.similarity.within import within_class_cka
 from repsim.store import match_rows
 
 if TYPE_CHECKING:
@@ -49,12 +56,17 @@ class AllPairs:
         samples: number of samples.
         measure: its name.
         pairs: similarities and jackknife replicates.
+        duplicate_of: for each the position of the first of its model and condition that has
+            equal activations; None for none. None as a whole: they were not compared.
+        sample_ids: SHA-256 of the samples' ids in their order; None where they are not known.
     """
 
     keys: list[Key]
     samples: int
     measure: str
     pairs: Pairs
+    duplicate_of: list[int | None] | None = None
+    sample_ids: str | None = None
 
     def matrix(self, x: Side, y: Side) -> xr.Dataset:
         """The result of one side against another: rows x, columns y; see `compare`.
@@ -67,6 +79,11 @@ class AllPairs:
             UserError: a side that was not compared.
         """
         return self._dataset(self._of(x), self._of(y))
+
+    def whole(self) -> xr.Dataset:
+        """Everything against everything, in the order of `keys`."""
+        everything = list(range(len(self.keys)))
+        return self._dataset(everything, everything)
 
     def alignment(self, x: Side, y: Side) -> dict[str, Any]:
         """Means of the diagonal of x against y: over all layers, and over the last L//3.
@@ -87,11 +104,11 @@ class AllPairs:
                 "alignment expects the same layers on both sides; "
                 f"got {len(ours)} and {len(theirs)} layers, {ours[-1]} and {theirs[-1]} last"
             )
-        last = max(len(ours) // 3, 1)
-        cells = list(zip(rows, columns, strict=True))
+        cells = [(rows[i], columns[j]) for i, j in same_layer(len(ours))]
+        last = [(rows[i], columns[j]) for i, j in last_third(len(ours))]
         return {
             **self._mean("alignment_mean", cells),
-            **self._mean("alignment_last_third", cells[-last:]),
+            **self._mean("alignment_last_third", last),
         }
 
     def long_range(self, x: Side) -> dict[str, Any]:
@@ -101,11 +118,7 @@ class AllPairs:
             `long_range` and `long_range_ci`, as in `alignment`; None with a single layer.
         """
         rows = self._of(x)
-        far = len(rows) / 2
-        return self._mean(
-            "long_range",
-            [(a, b) for i, a in enumerate(rows) for j, b in enumerate(rows) if abs(i - j) > far],
-        )
+        return self._mean("long_range", [(rows[i], rows[j]) for i, j in far_apart(len(rows))])
 
     def _of(self, side: Side) -> list[int]:
         models = list(dict.fromkeys(model for model, _, _ in self.keys))
@@ -132,28 +145,21 @@ class AllPairs:
 
     def _mean(self, name: str, cells: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The mean over cells that are not nan, with the jackknife of that mean."""
-        value, replicates = self.pairs.value, self.pairs.replicates
-        cells = [cell for cell in cells if not np.isnan(value[cell])]
-        if not cells:
-            return {name: None} if replicates is None else {name: None, f"{name}_ci": None}
-        i, j = np.array(cells).T
-        mean = float(value[i, j].mean())
-        if replicates is None:
-            return {name: mean}
-        lower, upper = interval(mean, replicates[:, i, j].mean(1), self.pairs.sizes)
-        ends = None if np.isnan(lower) else [float(lower), float(upper)]
-        return {name: mean, f"{name}_ci": ends}
+        mean, ends = mean_over(cells, self.pairs.value, self.pairs.replicates, self.pairs.sizes)
+        return {name: mean} if self.pairs.replicates is None else {name: mean, f"{name}_ci": ends}
 
     def _dataset(self, rows: list[int], columns: list[int]) -> xr.Dataset:
         import xarray as xr
 
         cells = np.ix_(rows, columns)
         value, replicates = self.pairs.value[cells], self.pairs.replicates
-        variables = {"similarity": (("x", "y"), value)}
+        variables: dict[str, Any] = {"similarity": (("x", "y"), value)}
         if replicates is not None:
             part = replicates[:, cells[0], cells[1]]
             lower, upper = interval(value, part, self.pairs.sizes)
             variables |= {"lower": (("x", "y"), lower), "upper": (("x", "y"), upper)}
+            variables["replicates"] = (("group", "x", "y"), part.astype(np.float32))
+            variables["group_size"] = ("group", self.pairs.sizes)
         coordinates = {
             f"{axis}_{word}": (
                 axis,
@@ -162,6 +168,11 @@ class AllPairs:
             for axis, positions in (("x", rows), ("y", columns))
             for place, word in ((2, "layer"), (1, "condition"), (0, "model"))
         }
+        if self.duplicate_of is not None:
+            firsts = ["" if i is None else self.keys[i][2] for i in self.duplicate_of]
+            for axis, positions in (("x", rows), ("y", columns)):
+                names = np.array([firsts[i] for i in positions], dtype=object)
+                coordinates[f"{axis}_duplicate_of"] = (axis, names)
         attributes = self.pairs.attributes
         return xr.Dataset(
             variables,
@@ -195,10 +206,24 @@ class AllPairs:
         return {
             "repsim_version": repsim.__version__,
             **{k: v for k, v in self.pairs.attributes.items() if k not in ("estimator", "kernel")},
-            "interval": None
-            if self.pairs.replicates is None
-            else f"95%, delete-one-group jackknife over {len(self.pairs.sizes)} groups of "
-            + ("batches" if "batches" in self.pairs.attributes else "samples"),
+            **self._jackknife(),
+        }
+
+    def _jackknife(self) -> dict[str, Any]:
+        """What the groups are: two results with the same ones can be subtracted group by group."""
+        known = self.pairs.attributes
+        units = "batches" if "batches" in known else "samples"
+        if self.pairs.replicates is None:
+            return {"interval": None, "jackknife": None}
+        groups = len(self.pairs.sizes)
+        return {
+            "interval": f"95%, delete-one-group jackknife over {groups} groups of {units}",
+            "jackknife": {
+                "sample_ids": self.sample_ids,
+                "groups": groups,
+                "units": f"batches of {known['batch_size']}" if units == "batches" else units,
+                "within": known.get("within"),
+            },
         }
 
 
@@ -213,6 +238,8 @@ def compare(
     batch_size: int | None = None,
     memory: int = MEMORY,
     device: str | torch.device = "cpu",
+    within: NDArray[np.int64] | None = None,
+    ids: NDArray[np.uint64] | None = None,
     progress: Progress | None = None,
 ) -> xr.Dataset:
     """The similarity of every row's representation to every column's.
@@ -222,7 +249,9 @@ def compare(
 
     Returns:
         Variables `similarity`, and for measures that have intervals `lower`, `upper`: (x, y)
-        float64, 95%, never clamped. Coordinates `x_layer`, `x_condition`, `x_model` and the same of
+        float64, 95%, never clamped; `replicates` (group, x, y) float32, the values without each
+        jackknife group, and `group_size`. Coordinates `x_layer`, `x_condition`, `x_model`,
+        `x_duplicate_of` (the earlier layer of the same activations; "" for none) and the same of
         y. Attributes measure, estimator, kernel, samples; notes, summary and provenance as JSON.
         The summary holds the long-range similarity where both sides are the same, and the
         alignment where they differ in model or condition and have the same layers.
@@ -234,7 +263,8 @@ def compare(
     wanted[np.ix_(x, y)] = True
     everything = _pairs(
         unique, wanted, measure=measure, estimator=estimator, kernel=kernel, groups=groups,
-        batch_size=batch_size, memory=memory, device=device, progress=progress,
+        batch_size=batch_size, memory=memory, device=device, within=within, ids=ids,
+        progress=progress,
     )  # fmt: skip
     return everything._dataset(x, y)
 
@@ -250,6 +280,8 @@ def compare_all(
     batch_size: int | None = None,
     memory: int = MEMORY,
     device: str | torch.device = "cpu",
+    within: NDArray[np.int64] | None = None,
+    ids: NDArray[np.uint64] | None = None,
     progress: Progress | None = None,
 ) -> AllPairs:
     """Every representation against every other in one pass.
@@ -268,6 +300,8 @@ def compare_all(
         batch_size: for the minibatch estimator.
         memory: bytes that activations and Gram tiles may take.
         device: where the products are made.
+        within: (n,) the class of each sample, for CKA within classes; see `within_class_cka`.
+        ids: (n,) the samples' ids, so that results of the same samples are known as such.
         progress: told of the work.
 
     Raises:
@@ -283,8 +317,69 @@ def compare_all(
             wanted[np.ix_([one == x for one in sides], [one == y for one in sides])] = True
     return _pairs(
         unique, wanted, measure=measure, estimator=estimator, kernel=kernel, groups=groups,
-        batch_size=batch_size, memory=memory, device=device, progress=progress,
+        batch_size=batch_size, memory=memory, device=device, within=within, ids=ids,
+        progress=progress,
     )  # fmt: skip
+
+
+def with_null(
+    result: xr.Dataset,
+    rows: Sequence[Representation],
+    columns: Sequence[Representation],
+    *,
+    permutations: int,
+    seed: int = 0,
+    within: NDArray[np.int64] | None = None,
+    memory: int = MEMORY,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> xr.Dataset:
+    """A result of `compare` beside what chance gives; see `permutation_null`.
+
+    Args:
+        result: of CKA.
+        rows: the representations of its rows, in order.
+        columns: those of its columns.
+        permutations: number of draws.
+        seed: of the draws.
+        within: the classes that the result was made within.
+        memory: bytes that the Gram matrices may take.
+        device: where the products are made.
+        progress: told of the work.
+
+    Returns:
+        The result with variables `p` and `null_95` (x, y), and `null_95_max`, one number; the
+        summary with the number of cells above both, the provenance with the draws.
+
+    Raises:
+        UserError: another measure than CKA, too few permutations, or too little memory.
+    """
+    if result.attrs["measure"] != "cka":
+        raise UserError(f"--permutations belongs to the measure cka; got {result.attrs['measure']}")
+    provenance = json.loads(result.attrs["provenance"])
+    kernel, estimator = result.attrs["kernel"], result.attrs["estimator"]
+    with ExitStack() as stack:
+        null = permutation_null(
+            rows, columns, permutations=permutations, seed=seed, estimator=estimator,
+            strata=strata_of(rows[0].samples, estimator, labels=within,
+                             batch_size=provenance.get("batch_size")),
+            kernel=f"rbf:{provenance['bandwidth']}" if kernel == "rbf" else kernel,
+            memory=memory, device=device,
+            progress=_advance(stack, progress or Silent(), "permutations", unit="draw"),
+        )  # fmt: skip
+    cells = ("x", "y")
+    above = null.p <= LEVEL
+    summary = json.loads(result.attrs["summary"]) | {
+        "permutations": permutations,
+        "cells": above.size,
+        "cells_above_null_95": int(above.sum()),
+        "cells_above_null_95_max": int((null.value > null.null_95_max).sum()),
+        "null_95_max": null.null_95_max,
+    }
+    provenance["null"] = {"permutations": permutations, "seed": seed}
+    return result.assign(
+        p=(cells, null.p), null_95=(cells, null.null_95), null_95_max=((), null.null_95_max)
+    ).assign_attrs(summary=json.dumps(summary), provenance=json.dumps(provenance))
 
 
 def match(
@@ -341,7 +436,7 @@ def _same(a: Representation, b: Representation) -> bool:
     """Whether the first rows agree: enough to tell two networks or conditions apart."""
     if (a.samples, a.features) != (b.samples, b.features):
         return False
-    return np.array_equal(a.rows(0, 8), b.rows(0, 8), equal_nan=True)
+    return first_rows(a) == first_rows(b)
 
 
 def _pairs(
@@ -349,25 +444,61 @@ def _pairs(
     wanted: NDArray[np.bool_],
     *,
     measure: str | Measure | Callable[..., Any],
+    within: NDArray[np.int64] | None,
+    ids: NDArray[np.uint64] | None,
     progress: Progress | None,
     **options: Any,
 ) -> AllPairs:
     chosen = _measure(measure)
     representations = list(unique.values())
     with ExitStack() as stack:
-        pairs = chosen.pairs(
-            representations,
-            wanted=wanted,
-            progress=_advance(stack, progress or Silent(), chosen.name),
-            **options,
+        advance = _advance(stack, progress or Silent(), chosen.name)
+        if within is not None:
+            pairs = _within(chosen, representations, within, progress=advance, **options)
+        else:
+            pairs = chosen.pairs(representations, wanted=wanted, progress=advance, **options)
+    return AllPairs(
+        keys=list(unique),
+        samples=representations[0].samples,
+        measure=chosen.name,
+        pairs=pairs,
+        duplicate_of=duplicates(representations, alike(pairs.value)),
+        sample_ids=None if ids is None else hash_ids(ids),
+    )
+
+
+def _within(
+    measure: Measure,
+    representations: list[Representation],
+    labels: NDArray[np.int64],
+    *,
+    estimator: str | None,
+    kernel: str | None,
+    batch_size: int | None,
+    **options: Any,
+) -> Pairs:
+    if not isinstance(measure, CKA):
+        raise UserError(f"--within class belongs to the measure cka; got {measure.name}")
+    if estimator == "minibatch" or batch_size:
+        raise UserError(
+            "--within class expects the estimator debiased or biased and no batch size: its "
+            f"batches are the classes; got {estimator or 'debiased'}, {batch_size}"
         )
-    return AllPairs(list(unique), representations[0].samples, chosen.name, pairs)
+    return within_class_cka(
+        representations, labels,
+        estimator=estimator or "debiased", kernel=kernel or "linear", **options,
+    )  # fmt: skip
+
+
+def hash_ids(ids: NDArray[np.uint64]) -> str:
+    """SHA-256 of sample ids in their order."""
+    return hashlib.sha256(np.asarray(ids, dtype="<u8").tobytes()).hexdigest()
 
 
 def _measure(measure: str | Measure | Callable[..., Any]) -> Measure:
     name = measure if isinstance(measure, str) else getattr(measure, "__name__", "measure")
     if isinstance(measure, str):
-        measure = resolve(measure, MEASURES, kind="measure")
+        measure = parse_measure(measure)
     if isinstance(measure, Measure):
         return measure
     if not callable(measure):
@@ -378,7 +509,9 @@ def _measure(measure: str | Measure | Callable[..., Any]) -> Measure:
     return Pairwise(measure, name)
 
 
-def _advance(stack: ExitStack, progress: Progress, what: str) -> Callable[[int, int], None]:
+def _advance(
+    stack: ExitStack, progress: Progress, what: str, unit: str = "tile"
+) -> Callable[[int, int], None]:
     """The engine's (done, total) as a task, which begins when the total is known."""
     advance: Callable[[int], None] | None = None
     before = 0
@@ -386,7 +519,7 @@ def _advance(stack: ExitStack, progress: Progress, what: str) -> Callable[[int, 
     def tell(done: int, total: int) -> None:
         nonlocal advance, before
         if advance is None:
-            advance = stack.enter_context(progress.task(what, total, unit="tile")).advance
+            advance = stack.enter_context(progress.task(what, total, unit=unit)).advance
         advance(done - before)
         before = done
 

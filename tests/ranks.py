@@ -18,7 +18,7 @@ import torch.multiprocessing
 
 from repsim.distributed import start
 
-MODULES = ("test_distributed", "test_sync_norm", "test_train_ranks")
+MODULES = ("test_distributed", "test_live_ranks", "test_sync_norm", "test_train_ranks")
 COUNT = 2
 
 

@@ -37,6 +37,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]
     run("extract", *model, "--samples", "40", "--out", str(folder / "features.h5"))
     run("extract", *model, "--samples", "40", "--split", "train", "--out", str(folder / "other.h5"))
     run("extract", *model, "--samples", "3", "--out", str(folder / "three.h5"))
+    store = ["cka", str(folder / "features.h5"), "--quiet"]
+    run(*store, "--out", str(folder / "a.h5"))
+    run(*store, "--layers", "layer*", "--out", str(folder / "b.h5"))
     return folder
 
 
@@ -192,6 +195,34 @@ def cka_with(*options: str) -> Case:
     return lambda at: ["cka", str(at / "features.h5"), *(o.format(at=at) for o in options)]
 
 
+def diff_with(*options: str) -> Case:
+    out = [] if "--out" in options else ["--out", "{at}/n.h5"]
+    return lambda at: ["diff", *(o.format(at=at) for o in (*options, *out))]
+
+
+def few_fooled(at: Path) -> list[str]:
+    """All attacked images right but two of those that were right."""
+    with h5py.File(at / "features.h5", "a") as file:
+        labels = file["samples/label"][:]
+        exact = np.eye(10, dtype=np.float32)[labels]
+        file["conditions/clean/logits"][:] = exact
+        exact[:2] = np.roll(exact[:2], 1, axis=1)
+        file["conditions/pgd/logits"][:] = exact
+    return ["cka", str(at / "features.h5"), "--among", "fooled", "--out", str(at / "n.h5")]
+
+
+def no_logits(at: Path) -> list[str]:
+    with h5py.File(at / "features.h5", "a") as file:
+        file["conditions/clean/logits"][:] = 0
+    return ["cka", str(at / "features.h5"), "--among", "right", "--out", str(at / "n.h5")]
+
+
+def classes_too_small(at: Path) -> list[str]:
+    with h5py.File(at / "features.h5", "a") as file:
+        file["samples/label"][:] = np.arange(40)
+    return ["cka", str(at / "features.h5"), "--within", "class", "--out", str(at / "n.h5")]
+
+
 def train_with(*options: str) -> Case:
     return lambda at: ["train", "--data", "digits", *options, "--out", str(at / "new.pt")]
 
@@ -297,6 +328,62 @@ CASES: dict[str, tuple[Case, str]] = {
         "expects 1 number,",
     ),
     "another store is there": (another_store_there, "--overwrite"),
+    "too few permutations": (cka_with("--permutations", "5", "--out", "{at}/n.h5"), "at least 19"),
+    "fewer than none": (cka_with("--permutations", "-1", "--out", "{at}/n.h5"), "at least 19"),
+    "influence of a side on itself": (
+        cka_with("--pair", "clean,clean", "--influence", "{at}/i.csv", "--out", "{at}/n.h5"),
+        "two different sides",
+    ),
+    "influence to no folder": (
+        cka_with("--influence", "{at}/no/i.csv", "--out", "{at}/n.h5"),
+        "no folder",
+    ),
+    "fooled by nothing": (
+        cka_with("--pair", "clean,noise", "--among", "fooled", "--out", "{at}/n.h5"),
+        "expects an attack",
+    ),
+    "too few fooled": (few_fooled, "leaves 2 of 40 images"),
+    "logits that say nothing": (no_logits, "no linear head"),
+    "within batches": (
+        cka_with("--within", "class", "--estimator", "minibatch", "--out", "{at}/n.h5"),
+        "debiased or biased",
+    ),
+    "classes too small": (classes_too_small, "at least 4 images"),
+    "permutations of another measure": (
+        lambda at: [
+            "compare",
+            str(at / "features.h5"),
+            "--measure",
+            "procrustes",
+            "--permutations",
+            "99",
+        ],
+        "--permutations",
+    ),
+    "diff of a store": (diff_with("{at}/features.h5", "{at}/a.h5"), "another file"),
+    "diff of other layers": (diff_with("{at}/a.h5", "{at}/b.h5"), "same layers"),
+    "diff of one file": (lambda at: ["diff", str(at / "a.h5")], "SECOND"),
+    "diff over a store": (
+        diff_with("{at}/a.h5", "{at}/a.h5", "--out", "{at}/features.h5"),
+        "--overwrite",
+    ),
+    "a mask without a null": (
+        lambda at: ["plot", str(at / "a.h5"), "--mask", "max", "--out", str(at / "n.png")],
+        "--permutations",
+    ),
+    "a mask of a curve": (
+        lambda at: [
+            "plot",
+            str(at / "a.h5"),
+            "--kind",
+            "diagonal",
+            "--mask",
+            "zero",
+            "--out",
+            str(at / "n.png"),
+        ],
+        "--kind heatmap",
+    ),
 }
 
 

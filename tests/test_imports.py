@@ -31,7 +31,7 @@ ROWS = [
     {"attack_files", "train", "evaluate", "store"},
     {"extract", "masking", "result"},
     {"compare", "plot"},
-    {"cross", "pair"},
+    {"cross", "pair", "live", "interchange", "inversion"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, row in enumerate(ROWS) for name in row}

@@ -499,6 +499,65 @@ def test_difference_of_a_result_with_itself_is_0_on_a_scale_that_exists():
 # diagonal
 
 
+def subtracted(**options) -> xr.Dataset:
+    values = np.linspace(-0.1, 0.3, 100).reshape(10, 10)
+    return result(TEN, values=values, difference="at minus st", **options)
+
+
+def test_a_difference_is_drawn_as_one_everywhere():
+    ax = heatmap(subtracted(), Figure().add_subplot())
+    assert ax.images[0].get_clim() == (-0.3, 0.3)
+    assert ax.images[0].cmap.name == "vlag"
+    bar = ax.child_axes[0]
+    assert bar.get_ylabel().replace("\n", " ").startswith("difference in linear CKA")
+    figure = panels([subtracted(), subtracted()])
+    assert figure.axes[1].images[0].get_clim() == (-0.3, 0.3)
+    curves = diagonal(subtracted(interval=0.01), Figure().add_subplot())
+    assert curves.get_ylim()[1] < 0.5
+    assert curves.get_ylabel().replace("\n", " ").startswith("difference in")
+    assert heatmap(subtracted(), Figure().add_subplot(), vmin=-1, vmax=1, cmap="viridis")
+    flat = subtracted().assign(similarity=(("x", "y"), np.zeros((10, 10))))
+    assert heatmap(flat, Figure().add_subplot()).images[0].get_clim() == (-1, 1)
+    with pytest.raises(UserError, match="differences and similarities"):
+        panels([subtracted(), result(TEN)])
+
+
+def covered(ax: Axes) -> set[tuple[int, int]]:
+    """(row, column) of the cells that a mask covers."""
+    if not ax.patches:
+        return set()
+    (patch,) = ax.patches
+    corners = patch.get_path().vertices.reshape(-1, 5, 2)
+    return {(round(y), round(x)) for x, y in (corners.min(1) + 0.5)}
+
+
+def test_masks_cover_what_is_not_above_them():
+    values = np.array([[0.1, 0.5], [0.3, np.nan]])
+    tested = result(["a", "b"], values=values, interval=0.2).assign(
+        null_95=(("x", "y"), np.array([[0.2, 0.2], [0.3, np.nan]])), null_95_max=((), 0.4)
+    )
+    cells = {
+        mask: covered(heatmap(tested, Figure().add_subplot(), mask=mask))
+        for mask in ("null", "max", "zero")
+    }
+    assert cells == {
+        "null": {(0, 0), (1, 0)}, "max": {(0, 0), (1, 0)}, "zero": {(0, 0)}
+    }  # fmt: skip
+    ax = panels([tested], mask="max").axes[0]
+    assert covered(ax) == {(0, 0), (1, 0)}
+    keys = [key.get_ylabel() for key in ax.child_axes[1:]]
+    assert keys == ["NaN", "within\nchance"]
+    decided = tested.assign(excludes_0=(("x", "y"), np.array([[True, False], [True, False]])))
+    assert covered(heatmap(decided, Figure().add_subplot(), mask="zero")) == {(0, 1)}
+    none = tested.assign(null_95_max=((), -1.0))
+    assert covered(heatmap(none, Figure().add_subplot(), mask="max")) == set()
+    assert covered(heatmap(tested, Figure().add_subplot())) == set()
+    with pytest.raises(UserError, match=r"expects a result with null_95;.*--permutations"):
+        heatmap(result(TEN), Figure().add_subplot(), mask="null")
+    with pytest.raises(UserError, match="mask expects one of null, max, zero; got 'p'"):
+        heatmap(tested, Figure().add_subplot(), mask="p")
+
+
 def test_diagonal_draws_the_diagonal_with_its_interval():
     data = result(interval=0.05)
     ax = new_axes()

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import repsim.store.read
 import repsim.store.write
 from repsim.errors import UserError
 from repsim.store import (
@@ -33,6 +34,7 @@ from repsim.store import (
     storage_dtype,
     stored_bytes,
 )
+from repsim.store.layout import filters
 
 SAMPLES = 10
 IDS = np.arange(SAMPLES, dtype=np.uint64) * 7 + 2**63
@@ -220,7 +222,8 @@ def test_rows_count_as_written_after_a_mark_only(tmp_path: Path) -> None:
     assert again.written("clean") == 6
     assert not again.complete
     assert again.conditions == {"clean": None}
-    assert again.columns("clean")["layers/layer1.0"] == "float16"
+    assert again.samples == SAMPLES
+    assert again.reasons("clean") == dict.fromkeys(LAYERS, "")
     again.close()
 
 
@@ -360,6 +363,27 @@ def test_jobs_run_in_order_behind_the_caller() -> None:
     assert done == [0, 1, 2]
 
 
+def test_a_caller_that_is_ahead_waits() -> None:
+    gate, started = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        started.set()
+        gate.wait()
+
+    with Background(waiting=1) as writer:
+        writer.submit(slow)
+        started.wait()
+        writer.submit(gate.wait)
+        third = threading.Thread(target=writer.submit, args=[gate.wait])
+        third.start()
+        third.join(0.1)
+        waited = third.is_alive()
+        gate.set()
+        third.join()
+        writer.finish()
+    assert waited
+
+
 def test_an_error_of_a_job_stops_the_rest_and_is_raised() -> None:
     done: list[int] = []
 
@@ -433,6 +457,32 @@ def test_everything_is_read_back(store: Path) -> None:
         assert (rows == values["layers/layer1.0@2"][2:5]).all()
     with open_store(store, name="sl") as opened:
         assert opened.representation("clean", "conv1").model == "sl"
+
+
+def test_what_is_counted_is_read_in_blocks(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(store, "r+") as file:
+        right = np.arange(SAMPLES) % 3 != 1
+        for name, kept in (("clean", right), ("pgd", right & (np.arange(SAMPLES) % 2 == 0))):
+            logits = np.eye(10)[(np.arange(SAMPLES) + ~kept) % 10]
+            file[f"conditions/{name}/logits"][:] = logits
+    for size in (3, 10, 8192):
+        monkeypatch.setattr(repsim.store.read, "_BLOCK", size)
+        with open_store(store) as opened:
+            assert opened.accuracy("clean") == (7, SAMPLES)
+            assert opened.accuracy("pgd") == (4, SAMPLES)
+            assert opened.unmoved("pgd") == SAMPLES // 2
+
+
+def test_compressed_chunks_divide_the_batch() -> None:
+    for batch, row_bytes, rows in (
+        (128, 1 << 15, 32),
+        (100, 1 << 15, 25),
+        (128, 100, 128),
+        (127, 1 << 15, 32),
+    ):
+        column = Column((row_bytes // 2,), "float16", compress="gzip", batch=batch)
+        assert filters(column, 1000)["chunks"] == (rows, row_bytes // 2)
+    assert filters(column, 20)["chunks"][0] == 20
 
 
 def test_rows_come_in_any_order(store: Path) -> None:

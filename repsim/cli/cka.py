@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repsim.cli.live import live_options
 from repsim.cli.options import out_option, output_options, overwrite_option
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ csv_option = click.option(
 @click.command()
 @stores_argument
 @pair_option
+@live_options
 @click.option(
     "--estimator",
     type=click.Choice(["debiased", "biased", "minibatch"]),
-    default="debiased",
-    show_default=True,
+    help="[default: debiased; with --model minibatch where the memory is too small]",
 )
 @click.option(
     "--kernel",
@@ -47,7 +48,11 @@ csv_option = click.option(
     metavar="linear|rbf[:FRACTION]",
     help="rbf: bandwidth as a fraction of the median distance.",
 )
-@click.option("--batch-size", type=int, help="Of the minibatch estimator. [default: 256]")
+@click.option(
+    "--batch-size",
+    type=int,
+    help="Of the minibatch estimator, and with --model images at once. [default: 256]",
+)
 @click.option(
     "--groups",
     type=int,
@@ -55,70 +60,209 @@ csv_option = click.option(
     show_default=True,
     help="Jackknife groups behind the intervals; 1 for none.",
 )
+@click.option(
+    "--among",
+    type=click.Choice(["fooled", "unfooled", "right"]),
+    help="Only images that are right clean: all of them, or those on which the attack succeeded "
+    "or did not.",
+)
+@click.option(
+    "--within", type=click.Choice(["class"]), help="Similarity within classes, their HSIC summed."
+)
+@click.option(
+    "--permutations",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Also what chance gives, by N random orders of the images (999 are usual): p, and the "
+    "value that 5% of them exceed.",
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the permutations and the attacks."
+)
+@click.option(
+    "--influence",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also a CSV of how much each image changes each layer's similarity with itself.",
+)
+@click.option(
+    "--drop-duplicates",
+    is_flag=True,
+    help="Leave out layers that hold the same activations as an earlier one.",
+)
 @layers_option
 @out_option("cka.h5", "The result to write; the figure goes beside it as .png.")
 @csv_option
 @overwrite_option
 @output_options
+@click.pass_context
 def cka(
-    stores: tuple[Path, ...], pair: str, estimator: str, kernel: str, batch_size: int | None,
-    groups: int, patterns: tuple[str, ...], out: Path, csv: Path | None, overwrite: bool,
-    json_file: Path | None, quiet: bool,
+    ctx: click.Context, /, stores: tuple[Path, ...], pair: str, estimator: str | None,
+    kernel: str, batch_size: int | None, groups: int, among: str | None, within: str | None,
+    permutations: int, seed: int, influence: Path | None, drop_duplicates: bool,
+    patterns: tuple[str, ...], out: Path, csv: Path | None, overwrite: bool,
+    json_file: Path | None, quiet: bool, **live: Any,
 ) -> None:  # fmt: skip
     """CKA of all layers of one condition with all layers of another, with 95% intervals.
 
-    STORES are files of repsim extract, features.h5 by default.
+    STORES are files of repsim extract, features.h5 by default. With --model the networks are run
+    instead: all layers of all networks and conditions against one another, no activation written.
 
     \b
     repsim cka --pair clean,adv
     repsim cka st.h5 at.h5 --pair st:adv,at:adv --out across.h5
     repsim cka --pair st.h5:clean,at.h5:clean --out clean.h5
+    repsim cka --pair clean,adv --among fooled --within class --out fooled.h5
+    repsim cka --pair clean,adv --permutations 999 --influence images.csv --out tested.h5
+    repsim cka --model a.pt --model b.pt --attack pgd --layers all --out live.h5
     """
-    run(
-        stores, pair, patterns, out, csv, overwrite, json_file, quiet,
-        measure="cka", estimator=estimator, kernel=kernel, batch_size=batch_size, groups=groups,
+    options: dict[str, Any] = {
+        "measure": "cka", "estimator": estimator, "kernel": kernel, "batch_size": batch_size,
+        "groups": groups, "among": among, "within": within, "permutations": permutations,
+        "seed": seed, "drop_duplicates": drop_duplicates,
+    }  # fmt: skip
+    compare_or_run(
+        ctx, live, stores, pair, patterns, out, csv, overwrite, json_file, quiet,
+        influence_file=influence, **options,
+    )  # fmt: skip
+
+
+def compare_or_run(
+    ctx: click.Context, live: dict[str, Any], stores: tuple[Path, ...], pair: str,
+    patterns: tuple[str, ...], out: Path, csv: Path | None, overwrite: bool,
+    json_file: Path | None, quiet: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Compare stores or, where --model was given, networks as they run."""
+    from repsim.errors import UserError
+
+    source = click.core.ParameterSource.COMMANDLINE
+    given = [name for name in live if ctx.get_parameter_source(name) == source]
+    if not live["models"]:
+        if given:
+            flag = {"attacks": "attack", "data_root": "data-root", "image_size": "image-size",
+                    "step_size": "step-size"}.get(given[0], given[0])  # fmt: skip
+            raise UserError(f"--{flag} belongs to a comparison of networks; add --model FILE")
+        run(stores, pair, patterns, out, csv, overwrite, json_file, quiet, **options)
+        return
+    if stores:
+        raise UserError(
+            f"a comparison expects stores or networks, not both; got {stores[0]} and --model"
+        )
+    from repsim.cli.live import run_live
+
+    asked = ctx.get_parameter_source("pair") == source
+    run_live(
+        pair=pair if asked else None, patterns=patterns, out=out, csv=csv, overwrite=overwrite,
+        json_file=json_file, quiet=quiet, **live, **options,
     )  # fmt: skip
 
 
 def run(
     stores: tuple[Path, ...], pair: str, patterns: tuple[str, ...], out: Path, csv: Path | None,
-    overwrite: bool, json_file: Path | None, quiet: bool, **options: Any,
+    overwrite: bool, json_file: Path | None, quiet: bool, *, influence_file: Path | None = None,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Compare, write the result and its figure, print the numbers."""
-    from repsim.cli.common import check_outputs, echo_next, write_json
-    from repsim.errors import UserError
+    from repsim.cli.common import check_outputs
     from repsim.pair import compare_pair
-    from repsim.plot import panels, save_figure
     from repsim.progress import reporter
+
+    check_outputs(out, figure_beside(out), csv, json_file, influence_file)
+    there = result_there(out) if out.exists() and not overwrite else None
+    if not stores and not all(".h5:" in side for side in pair.split(",")):
+        stores = (DEFAULT_STORE,)
+    report = compare_pair(
+        stores, pair, layers=list(patterns), progress=reporter(quiet=quiet),
+        influence=influence_file is not None, **options,
+    )  # fmt: skip
+    finish(report, there, out, csv, json_file, quiet, influence_file)
+
+
+def finish(
+    report: PairReport, there: xr.Dataset | None, out: Path, csv: Path | None,
+    json_file: Path | None, quiet: bool, influence_file: Path | None,
+) -> None:  # fmt: skip
+    """Write a comparison of two sides and print its numbers.
+
+    Raises:
+        UserError: `there`, what `out` holds, is another comparison.
+    """
+    from repsim.cli.common import write_json
+    from repsim.files import replacing
+    from repsim.plot import panels, save_figure
     from repsim.result import save_result, to_csv
+
+    figure = figure_beside(out)
+    if there is not None:
+        refuse_another(out, there, report.result)
+    save_result(report.result, out)
+    save_figure(panels([report.result]), figure)
+    if csv is not None:
+        to_csv(report.result, csv)
+    if influence_file is not None and report.influence is not None:
+        with replacing(influence_file) as beside:
+            report.influence.to_csv(beside, index=False)
+    write_json(json_file, report.summary())
+    if not quiet:
+        _say(report, out, figure, influence_file)
+
+
+def figure_beside(out: Path) -> Path:
+    """Where the figure of a result goes.
+
+    Raises:
+        UserError: the result has that name itself.
+    """
+    from repsim.errors import UserError
 
     figure = out.with_suffix(".png")
     if out == figure:
         raise UserError(f"--out {out} expects a name for the result, such as {out.stem}.h5; the "
                         f"figure goes beside it as {figure.name}")  # fmt: skip
-    check_outputs(out, figure, csv, json_file)
-    there = _result_there(out) if out.exists() and not overwrite else None
-    if not stores and not all(".h5:" in side for side in pair.split(",")):
-        stores = (DEFAULT_STORE,)
-    report = compare_pair(
-        stores, pair, layers=list(patterns), progress=reporter(quiet=quiet), **options
-    )
-    if there is not None:
-        _refuse_another(out, there, report)
-    save_result(report.result, out)
-    save_figure(panels([report.result]), figure)
-    if csv is not None:
-        to_csv(report.result, csv)
-    write_json(json_file, report.summary())
-    if not quiet:
-        for note in report.notes:
-            click.echo(note, err=True)
-        _print(report)
-        click.echo(f"wrote {out} and {figure}")
-        echo_next(f"repsim plot {out} --out heatmap.pdf", f"repsim info {out}")
+    return figure
 
 
-def _result_there(out: Path) -> xr.Dataset:
+def _say(report: PairReport, out: Path, figure: Path, influence_file: Path | None) -> None:
+    from repsim.cli.common import echo_next
+
+    for note in report.notes:
+        click.echo(note, err=True)
+    _print(report)
+    known = report.summary()
+    mask = ""
+    if "permutations" in known:
+        cells, level = report.result["p"].size, known["null_95_max"]
+        click.echo(
+            f"{known['cells_above_null_95']} of {cells} cells lie above chance at 5%, each by "
+            f"itself; {known['cells_above_null_95_max']} above {level:.4f}, which in "
+            f"{known['permutations']} permutations the largest of all cells exceeds in 5%"
+        )
+        mask = "--mask max "
+    if report.influence is not None:
+        _print_influence(report)
+    files = [str(out), str(figure), *([str(influence_file)] if influence_file else [])]
+    click.echo(f"wrote {', '.join(files[:-1])} and {files[-1]}")
+    echo_next(f"repsim plot {out} {mask}--out heatmap.pdf", f"repsim info {out}")
+
+
+def _print_influence(report: PairReport) -> None:
+    from repsim.cli.common import print_table
+
+    assert report.influence is not None
+    mean = report.alignment["alignment_mean"]
+    print_table(
+        "images that change the alignment's mean most",
+        ["image", "label", "mean without it", "change"],
+        [
+            [str(row["index"]), str(row["label"]), f"{mean + row['mean']:.4f}",
+             f"{row['mean']:+.5f}"]
+            for row in report.influence.head(5).to_dict("records")
+        ],
+    )  # fmt: skip
+
+
+def result_there(out: Path) -> xr.Dataset:
     """The result that `out` holds; anything else is never written over unasked."""
     from repsim.errors import UserError
     from repsim.result import load_result
@@ -131,11 +275,10 @@ def _result_there(out: Path) -> xr.Dataset:
         ) from None
 
 
-def _refuse_another(out: Path, there: xr.Dataset, report: PairReport) -> None:
+def refuse_another(out: Path, there: xr.Dataset, new: xr.Dataset) -> None:
     """A result of the same comparison is replaced; another one is kept."""
     from repsim.errors import UserError
 
-    new = report.result
     different = [
         key
         for key in ("measure", "estimator", "kernel", "provenance")
@@ -172,7 +315,13 @@ def _print(report: PairReport) -> None:
     rows_, columns = report.result["similarity"].shape
     measure = attrs["measure"].upper() if attrs["measure"] == "cka" else attrs["measure"]
     kind = " ".join(part for part in (attrs["estimator"], attrs["kernel"], measure) if part)
-    title = f"{kind}, {rows_} × {columns} layers, {attrs['samples']} images (95% intervals)"
+    images = f"{attrs['samples']} images"
+    if report.among:
+        images = f"{attrs['samples']} of {report.among['of']} images ({report.among['among']})"
+    if json.loads(attrs["provenance"]).get("within"):
+        images += " within classes"
+    title = f"{kind}, {rows_} × {columns} layers, {images}"
+    title += " (95% intervals)" if "lower" in report.result else ""
     if rows:
         print_table(title, ["same layer", "alignment, mean", "last third"], rows)
         title = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,9 @@ from repsim.cli.options import (
     run_options,
     samples_option,
 )
+
+if TYPE_CHECKING:
+    from repsim.extract import Ranks
 
 
 @click.command()
@@ -64,21 +68,20 @@ from repsim.cli.options import (
     show_default=True,
     help="auto: float16 where it is enough.",
 )
+@click.option(
+    "--compress",
+    type=click.Choice(["none", "lzf", "gzip"]),
+    default="none",
+    show_default=True,
+    help="Without loss; gzip is smaller, lzf faster.",
+)
 @data_options("test")
 @samples_option(DEFAULT_SAMPLES)
 @run_options(128)
 @out_option("features.h5", "The store to write, or to add a condition to.")
 @overwrite_option
 @output_options
-def extract(
-    model: str, arch: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
-    attacks: tuple[str, ...], eps: str | None, norm: str | None, steps: str | None,
-    step_size: str | None, restarts: str | None, control: bool, inputs_from: Path | None,
-    patterns: tuple[str, ...], reduce: str, dtype: str,
-    data: str | None, data_root: Path | None, split: str, download: bool, image_size: int | None,
-    samples: int, device: str, precision: str, batch_size: int, seed: int,
-    out: Path, overwrite: bool, json_file: Path | None, quiet: bool,
-) -> None:  # fmt: skip
+def extract(**options: Any) -> None:
     """Write the activations of every layer for the same images, clean and attacked.
 
     An interrupted run continues when the same command is given again; another attack on the
@@ -87,7 +90,24 @@ def extract(
     \b
     repsim extract --model ckpt.pt --attack pgd
     repsim extract --model ckpt.pt --attack pgd --attack pgd,norm=l2,eps=0.5,as=pgd-l2
+    torchrun --nproc-per-node 4 -m repsim extract --model ckpt.pt --samples 100000
     """
+    from repsim.extract import join
+
+    with join(options.pop("device")) as (ranks, device):
+        _extract(ranks, device=device, **options)
+
+
+def _extract(
+    ranks: Ranks,
+    model: str, arch: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    attacks: tuple[str, ...], eps: str | None, norm: str | None, steps: str | None,
+    step_size: str | None, restarts: str | None, control: bool, inputs_from: Path | None,
+    patterns: tuple[str, ...], reduce: str, dtype: str, compress: str,
+    data: str | None, data_root: Path | None, split: str, download: bool, image_size: int | None,
+    samples: int, device: str, precision: str, batch_size: int, seed: int,
+    out: Path, overwrite: bool, json_file: Path | None, quiet: bool,
+) -> None:  # fmt: skip
     from repsim import extract as library
     from repsim.cli.common import (
         attack_specs,
@@ -107,7 +127,7 @@ def extract(
     check_outputs(out, json_file)
     if inputs_from is not None and attacks:
         raise UserError("--inputs-from takes the attacked images of another store; drop --attack")
-    progress = reporter(quiet=quiet)
+    progress = reporter(quiet=quiet or not ranks.main)
     loaded, images = model_and_data(
         model, data=data, split=split, data_root=data_root, download=download,
         image_size=image_size, samples=samples, arch=arch, mean=mean, std=std, seed=seed,
@@ -121,9 +141,11 @@ def extract(
     report = library.extract(
         loaded, images, specs, out, layers=list(patterns), reduce=reduce, batch_size=batch_size,
         runtime=runtime, seed=seed,
-        control=control, dtype=dtype, inputs_from=inputs_from, overwrite=overwrite,
-        progress=progress,
+        control=control, dtype=dtype, compress=compress, inputs_from=inputs_from,
+        overwrite=overwrite, progress=progress, ranks=ranks,
     )  # fmt: skip
+    if not ranks.main:
+        return
     intervals = {
         name: accuracy_interval(found.correct, found.samples)
         for name, found in report.accuracy.items()

@@ -96,10 +96,11 @@ def _hdf5(path: Path) -> dict[str, Any]:
 
     result = load_result(path)
     attributes = {k: v.item() if hasattr(v, "item") else v for k, v in result.attrs.items()}
-    for key in ("summary", "provenance"):
+    for key in ("summary", "provenance", "notes"):
         if key in attributes:
             attributes[key] = json.loads(attributes[key])
     rows, columns = result["similarity"].shape
-    return {"kind": "result", "rows": rows, "columns": columns, **attributes,
+    kind = "difference of two results" if "difference" in attributes else "result"
+    return {"kind": kind, "rows": rows, "columns": columns, **attributes,
             "x_layer": [str(v) for v in result["x_layer"].values],
             "y_layer": [str(v) for v in result["y_layer"].values]}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from typing import Any
 
@@ -17,8 +18,14 @@ COMMANDS = {
     "extract": "Write the activations of every layer, clean and attacked, to a store.",
     "cka": "CKA of all layers of one condition with all layers of another.",
     "compare": "Any other similarity measure, also your own.",
+    "diff": "The difference of two results, with intervals.",
     "plot": "Draw results as heatmaps.",
+    "arrays": "Compare activations that something else computed: .npy, .npz, HDF5.",
+    "import": "Read a result that torch_cka exported, names put right.",
+    "compat": "What torch_cka would compute, beside the correct values.",
+    "invert": "Images that a network represents alike, and which others do so too (STIR).",
     "layers": "List a model's layers in the order in which they run.",
+    "pack": "Make one file of a store that several processes wrote, or compress it.",
     "info": "Say what a checkpoint, a store or a result holds.",
 }
 
@@ -34,8 +41,9 @@ class LazyGroup(click.Group):
         """The command of that name."""
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"repsim.cli.{name}")
-        command: click.Command = getattr(module, name)
+        where = f"{name}_" if keyword.iskeyword(name) else name  # import
+        module = importlib.import_module(f"repsim.cli.{where}")
+        command: click.Command = getattr(module, where)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -13,7 +13,9 @@ Command = Callable[..., Any]
 DEFAULT_SAMPLES = 1000
 
 
-def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -34,19 +36,19 @@ model_option = click.option(
     "--model", required=True, metavar="FILE|NAME",
     help="Checkpoint, foreign state dict (with --arch), or architecture.",
 )  # fmt: skip
-foreign_options = _stack(
+foreign_options = stack(
     click.option("--arch", metavar="NAME", help="Architecture of a foreign state dict."),
     click.option("--mean", callback=numbers, metavar="N,N,N",
                  help="Normalisation of a foreign network: mean."),
     click.option("--std", callback=numbers, metavar="N,N,N",
                  help="Normalisation of a foreign network: deviation."),
 )  # fmt: skip
-model_options = _stack(model_option, foreign_options)
+model_options = stack(model_option, foreign_options)
 
 
 def data_options(split: str) -> Callable[[Command], Command]:
     """Where the images come from."""
-    return _stack(
+    return stack(
         click.option("--data", metavar="NAME|FOLDER",
                      help="Data set: a name, a folder, or file.py:function."
                      + ("" if split == "train" else " [default: the checkpoint's own]")),
@@ -68,7 +70,7 @@ def samples_option(default: int | None) -> Callable[[Command], Command]:
     )  # fmt: skip
 
 
-attack_size_options = _stack(
+attack_size_options = stack(
     click.option("--eps", metavar="EPS", help="Size, e.g. 8/255. [default: the data set's]"),
     click.option("--norm", type=click.Choice(["linf", "l2", "l1"]), help="Norm. [default: linf]"),
     click.option("--steps", metavar="N", help="Steps of iterative attacks."),
@@ -92,7 +94,7 @@ def attack_settings(
 
 def run_options(batch_size: int | None) -> Callable[[Command], Command]:
     """How networks are run."""
-    return _stack(
+    return stack(
         click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda"),
         click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto",
                      show_default=True),
@@ -102,7 +104,7 @@ def run_options(batch_size: int | None) -> Callable[[Command], Command]:
     )  # fmt: skip
 
 
-output_options = _stack(
+output_options = stack(
     click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE",
                  help="Also write the numbers as JSON."),
     click.option("--quiet", is_flag=True, help="No progress, no table."),

@@ -30,13 +30,22 @@ if TYPE_CHECKING:
     multiple=True,
     help="A panel's title, one for each result; of an overview one for each network.",
 )
+@click.option(
+    "--mask",
+    type=click.Choice(["null", "max", "zero"]),
+    help="Grey out cells of heatmaps: null, not above chance each by itself; max, not above the "
+    "largest that chance gives; zero, the interval holds 0.",
+)
 @out_option(None, "The figure: .png, .pdf or .svg.")
-def plot(results: tuple[Path, ...], kind: str, titles: tuple[str, ...], out: Path) -> None:
+def plot(
+    results: tuple[Path, ...], kind: str, titles: tuple[str, ...], mask: str | None, out: Path
+) -> None:
     """Draw results of cka and compare.
 
     \b
     repsim plot cka.h5 --out heatmap.png
     repsim plot st.h5 at.h5 --title standard --title adversarial --out both.pdf
+    repsim plot tested.h5 --mask max --out tested.pdf
     repsim plot st.h5 at.h5 --kind difference --out difference.png
     repsim plot st-adv.h5 st-noise.h5 at-adv.h5 at-noise.h5 --kind overview --out paper.pdf
     """
@@ -46,11 +55,11 @@ def plot(results: tuple[Path, ...], kind: str, titles: tuple[str, ...], out: Pat
 
     check_outputs(out)
     loaded = [load_result(path) for path in results]
-    save_figure(_figure(kind, loaded, list(titles)), out)
+    save_figure(_figure(kind, loaded, list(titles), mask), out)
     click.echo(f"wrote {out}")
 
 
-def _figure(kind: str, results: list[xr.Dataset], titles: list[str]) -> Figure:
+def _figure(kind: str, results: list[xr.Dataset], titles: list[str], mask: str | None) -> Figure:
     from matplotlib.figure import Figure
 
     from repsim.errors import UserError
@@ -61,7 +70,9 @@ def _figure(kind: str, results: list[xr.Dataset], titles: list[str]) -> Figure:
     if titles and len(titles) != panel_count:
         raise UserError(f"--title expects {panel_count} for --kind {kind}; got {len(titles)}")
     if kind == "heatmap":
-        return panels(results, titles=titles or None)
+        return panels(results, titles=titles or None, mask=mask)
+    if mask:
+        raise UserError(f"--mask belongs to --kind heatmap; got --kind {kind}")
     if kind == "overview":
         by_network: dict[str, dict[str, xr.Dataset]] = {name: {} for name in (titles or networks)}
         for result in results:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,19 @@ from repsim.attacks import perturbation_norm
 from repsim.data import ImageData, to_float
 from repsim.errors import UserError
 from repsim.extract.conditions import Batch, Source
+from repsim.extract.shares import Share
 from repsim.hooks import Layer, capture
-from repsim.progress import Progress
 from repsim.reduce import Reduce
 from repsim.runtime import Runtime
-from repsim.store import Background, Column, Condition, DiskFull, Part, storage_dtype
+from repsim.store import (
+    Background,
+    Column,
+    Condition,
+    DiskFull,
+    Part,
+    is_large,
+    storage_dtype,
+)
 
 # A kill loses at most the work of this long; each mark waits for the disk.
 MARK_SECONDS = 2.0
@@ -43,6 +50,9 @@ class Pipeline:
         sources: conditions to be made; all of them go through with each batch.
         batch_size: images at once.
         dtype: "auto" or "float32".
+        compress: how inputs and layers are compressed.
+        agree: from the reasons for float32 that the first batch of a share gives, by layer, ""
+            for float16, to those that hold for the whole store.
     """
 
     name: str
@@ -54,55 +64,45 @@ class Pipeline:
     sources: Sequence[Source]
     batch_size: int
     dtype: str
+    compress: str
+    agree: Callable[[dict[str, str]], dict[str, str]]
 
     def run(
-        self,
-        part: Part | None,
-        make: Callable[[list[Condition]], Part],
-        out: Path,
-        progress: Progress,
-    ) -> float:
-        """Do all rows that are not written yet and give the file its final name.
+        self, share: Share, make: Callable[[list[Condition]], Part], advance: Callable[[int], None]
+    ) -> None:
+        """Do the rows of a share that are not written yet and give its file the final name.
 
         Args:
-            part: the file that an earlier call left.
-            make: makes it if there is none, given what its conditions look like.
-            out: the final name.
-            progress: told of every batch.
-
-        Returns:
-            Images per second.
+            share: the rows, and the file, which an earlier call may have begun.
+            make: makes the file if there is none, given what its conditions look like.
+            advance: told of every batch.
         """
         names = [source.name for source in self.sources]
-        first = min(part.written(name) for name in names) if part else 0
-        dtypes = self._decided(part) if part else {}
+        part = Part.reopen(share.part) if share.begun else None
+        dtypes = self._dtypes(self.agree({})) if part else {}
         to_host = _ToHost(self.runtime.device)
-        began = time.perf_counter()
         try:
-            with (
-                Background() as writer,
-                progress.task("extract", len(self.data), done=first, unit="img") as task,
-            ):
+            with Background() as writer:
                 sink = None
-                for batch in self._batches(first):
+                for batch in self._batches(share.start + share.written, share.stop):
                     if part is None:
                         columns, dtypes, conditions = self._first(batch)
                         part = make(conditions)
                     else:
                         columns = {}
-                    sink = sink or _Sink(part, names, self.data)
+                    sink = sink or _Sink(part, names, self.data, share)
                     for source in self.sources:
                         found = columns.pop(source.name, None) or self._measure(
-                            source, batch, dtypes[source.name]
+                            source, batch, dtypes
                         )
                         rows = to_host(found)
                         writer.submit(partial(sink.write, source.name, batch.start, rows))
                         del found, rows
                     writer.submit(partial(sink.mark, batch.stop))
-                    task.advance(batch.stop - batch.start)
+                    advance(batch.stop - batch.start)
                 writer.finish()
             assert part is not None
-            part.finish(out)
+            part.finish(share.path)
         except BaseException as error:
             if part is not None:
                 # What a user's mistake left would fail again; anything else can be continued.
@@ -110,13 +110,12 @@ class Pipeline:
                     part.discard()
                 part.close()
             raise
-        return (len(self.data) - first) / (time.perf_counter() - began)
 
-    def _batches(self, first: int) -> Iterator[Batch]:
-        """From row `first` on, in the order of the rows."""
+    def _batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Rows `first` to `last`, in their order."""
         device = self.runtime.device
-        for start in range(first, len(self.data), self.batch_size):
-            rows = slice(start, min(start + self.batch_size, len(self.data)))
+        for start in range(first, last, self.batch_size):
+            rows = slice(start, min(start + self.batch_size, last))
             pixels = self.data.images[rows]
             yield Batch(
                 rows.start,
@@ -158,16 +157,20 @@ class Pipeline:
             found["first_success"] = first_success.to(torch.int32)
         return found
 
+    def _dtypes(self, reasons: Mapping[str, str]) -> dict[str, torch.dtype]:
+        """By layer."""
+        return {name: torch.float32 if why else torch.float16 for name, why in reasons.items()}
+
     def _first(
         self, batch: Batch
-    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, torch.dtype]], list[Condition]]:
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, torch.dtype], list[Condition]]:
         """The first batch in float32, and from it the type of each layer.
 
         A layer that needs float32 under one condition gets it under all that are made together.
 
         Returns:
-            Columns by condition, on the host in their final types; types by condition and layer;
-            what the conditions look like.
+            Columns by condition, on the host in their final types; types by layer; what the
+            conditions look like.
         """
         whole = {layer.name: torch.float32 for layer in self.layers}
         reasons = dict.fromkeys(whole, "asked for" if self.dtype == "float32" else "")
@@ -178,13 +181,14 @@ class Pipeline:
                 reasons[name] = reasons[name] or storage_dtype(found[_path(name)])[1]
             # To the host at once: several conditions in float32 may be more than a GPU can hold.
             columns[source.name] = {name: values.cpu() for name, values in found.items()}
-            _check(source.name, 0, _as_numpy(columns[source.name]), self.data)
-        dtypes = {n: torch.float32 if reason else torch.float16 for n, reason in reasons.items()}
+            _check(source.name, batch.start, _as_numpy(columns[source.name]), self.data)
+        reasons = self.agree(reasons)
+        dtypes = self._dtypes(reasons)
         for found in columns.values():
             for name, dtype in dtypes.items():
                 found[_path(name)] = found[_path(name)].to(dtype)
         conditions = [self._described(s, columns[s.name], reasons) for s in self.sources]
-        return columns, {source.name: dtypes for source in self.sources}, conditions
+        return columns, dtypes, conditions
 
     def _described(
         self, source: Source, columns: Mapping[str, Tensor], reasons: Mapping[str, str]
@@ -202,6 +206,8 @@ class Pipeline:
                 tuple(values.shape[1:]),
                 str(values.dtype).removeprefix("torch."),
                 attrs.get(name, {}),
+                self.compress if is_large(name) else "none",
+                self.batch_size,
             )
             for name, values in columns.items()
         }
@@ -211,39 +217,33 @@ class Pipeline:
             "device": self.runtime.device,
             "channels_last": self.runtime.channels_last,
             "batch_size": self.batch_size,
+            "compress": self.compress,
         }
         return Condition(source.name, source.kind, source.attack, described, made)
-
-    def _decided(self, part: Part) -> dict[str, dict[str, torch.dtype]]:
-        """The types that an unfinished store has, by condition and layer."""
-        decided = {}
-        for source in self.sources:
-            kinds = part.columns(source.name)
-            decided[source.name] = {
-                layer.name: getattr(torch, kinds[_path(layer.name)]) for layer in self.layers
-            }
-        return decided
 
 
 class _Sink:
     """What the writing thread does with the rows that arrive."""
 
-    def __init__(self, part: Part, conditions: Sequence[str], data: ImageData) -> None:
+    def __init__(
+        self, part: Part, conditions: Sequence[str], data: ImageData, share: Share
+    ) -> None:
         self._part = part
         self._conditions = conditions
         self._data = data
+        self._share = share
         self._marked = time.perf_counter()
 
     def write(self, condition: str, start: int, rows: _OnTheWay) -> None:
         """Check and write a batch of a condition."""
         values = rows.arrive()
         _check(condition, start, values, self._data)
-        self._part.write(condition, start, values)
+        self._part.write(condition, start - self._share.start, values)
 
     def mark(self, stop: int) -> None:
         """Count the rows before `stop` as written, unless that was done a moment ago."""
-        if stop == len(self._data) or time.perf_counter() - self._marked >= MARK_SECONDS:
-            self._part.mark(self._conditions, stop)
+        if stop == self._share.stop or time.perf_counter() - self._marked >= MARK_SECONDS:
+            self._part.mark(self._conditions, stop - self._share.start)
             self._marked = time.perf_counter()
 
 

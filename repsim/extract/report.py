@@ -33,7 +33,7 @@ class ExtractReport:
         path: the store.
         status: "written", "continued", "condition added" or "already done".
         accuracy: by condition; empty where the network has no linear head.
-        bytes: size of the file.
+        bytes: size of the file, and of its parts.
         layers: names in execution order.
         float32: layers stored in float32, and why.
         notes: lines that the user should read.
@@ -97,13 +97,15 @@ def report(
         accuracy = {name: Accuracy(*store.accuracy(name)) for name in named}
         float32 = store.float32_layers()
         for name in store.conditions:
-            moved = store.column(name, "moved")
-            if store.kind(name) != "clean" and moved is not None and not moved.all():
+            if store.kind(name) != "clean" and (unmoved := store.unmoved(name)):
                 notes.append(
-                    f"{name} left {int((~moved).sum())} of {len(moved)} images unmoved; their "
+                    f"{name} left {unmoved} of {len(store)} images unmoved; their "
                     "representations equal the clean ones"
                 )
-        layers = store.layers
+        layers, parts = store.layers, store.parts
+    if parts:
+        folder = Path(parts[-1]).parent
+        notes.append(f"{out.name} has rows in {len(parts)} files in {folder}/: move both together")
     if float32:
         few = "; ".join(f"{layer}: {reason}" for layer, reason in list(float32.items())[:3])
         more = f"; and {len(float32) - 3} more" if len(float32) > 3 else ""
@@ -112,7 +114,7 @@ def report(
         path=out,
         status=status,
         accuracy=accuracy,
-        bytes=out.stat().st_size,
+        bytes=sum((out.parent / name).stat().st_size for name in [out.name, *parts]),
         layers=layers,
         float32=float32,
         notes=notes,

@@ -99,31 +99,19 @@ def missing_conditions(
     return [source for source in asked if source.name not in there]
 
 
-def unfinished_part(
-    path: Path, request: Mapping[str, Any], wanted: Mapping[str, Any], overwrite: bool
-) -> Part | None:
-    """The `.part` of this same request, if there is one to be trusted.
+def unfinished_changes(
+    part: Part, request: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> str:
+    """How an unfinished file differs from what is asked for; an empty text if it does not.
 
-    Raises:
-        UserError: it is of another request, or another process is writing it.
+    Args:
+        part: the file.
+        request: as `request_json` gives it.
+        conditions: all that the finished file is to have, with their attacks.
     """
-    part = Part.reopen(path)
-    if part is None:
-        return None
-    before, there = part.request, part.conditions
-    same = before == request
-    if same and there == wanted:
-        return part
-    # Killed after a finished store was copied and before the copy was extended: nothing is lost.
-    only_a_copy = same and part.complete and there.items() <= wanted.items()
-    part.close()
-    if not only_a_copy and not overwrite:
-        changes = _changes(before, request) if not same else _conditions(there, wanted)
-        raise UserError(
-            f"{path}: there is unfinished work of another request: {changes}; finish it with its "
-            "own command, remove that file, or --overwrite"
-        )
-    return None
+    if part.request != request:
+        return _changes(part.request, request)
+    return "" if part.conditions == conditions else _conditions(part.conditions, conditions)
 
 
 def _conditions(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

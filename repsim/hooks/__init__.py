@@ -6,8 +6,20 @@ tensor is the output.
 """
 
 from repsim.hooks.capture import capture
+from repsim.hooks.doctor import Checkup, Finding, examine
 from repsim.hooks.modules import unwrap
 from repsim.hooks.select import Selection, select_layers
 from repsim.hooks.trace import Layer, head_name, trace
 
-__all__ = ["Layer", "Selection", "capture", "head_name", "select_layers", "trace", "unwrap"]
+__all__ = [
+    "Checkup",
+    "Finding",
+    "Layer",
+    "Selection",
+    "capture",
+    "examine",
+    "head_name",
+    "select_layers",
+    "trace",
+    "unwrap",
+]

@@ -22,6 +22,7 @@ from repsim.plot.labels import (
 )
 from repsim.plot.result import (
     is_control,
+    is_difference,
     layers,
     matrix,
     measure_label,
@@ -86,7 +87,7 @@ def diagonal(
             color="0.5" if is_control(result) else next(colors),
             marker=MARKERS[networks.index(_network(result)) % len(MARKERS)],
         )
-    _dress(ax, names, label)
+    _dress(ax, names, label, about_0=is_difference(results))
     if len(results) > 1:
         ax.legend(fontsize=TICK_SIZE, frameon=False, handlelength=2.2, borderaxespad=0.3)
     return ax
@@ -120,13 +121,15 @@ def _curve(ax: Axes, result: xr.Dataset, *, label: str, color: str, marker: str)
     )
 
 
-def _dress(ax: Axes, names: list[str], label: str) -> None:
+def _dress(ax: Axes, names: list[str], label: str, *, about_0: bool) -> None:
     ax.set_xlim(-0.5, len(names) - 0.5)
     label_axis(ax.xaxis, names, "auto")
     for stage in stages(names)[:-1]:
         ax.axvline(stage.stop - 0.5, color="0.85", linewidth=0.6, zorder=0)
     low, high = ax.dataLim.intervaly
-    if high <= 1.2:
+    if about_0:
+        ax.axhline(0, color="0.6", linewidth=0.6, zorder=1)
+    elif high <= 1.2:
         ax.set_ylim(min(0.0, low) - 0.02, max(1.0, high) + 0.02)
     ax.yaxis.set_major_locator(MaxNLocator(6))
     ax.tick_params(axis="y", labelsize=TICK_SIZE, width=0.6, length=2, pad=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -12,7 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
 
 from repsim.plot.labels import (
     LABEL_SIZE,
@@ -24,7 +27,17 @@ from repsim.plot.labels import (
     stages,
     wordings,
 )
-from repsim.plot.result import Matrix, layers, matrix, measure_label, require, words
+from repsim.plot.result import (
+    MASKS,
+    Matrix,
+    is_difference,
+    layers,
+    masked,
+    matrix,
+    measure_label,
+    require,
+    words,
+)
 
 # seaborn's: perceptually uniform, ordered by lightness for every kind of colour vision.
 SEQUENTIAL = "rocket"
@@ -34,6 +47,7 @@ UNDER, OVER = "#2a7f8e", "#a9e5d6"
 TOLERANCE = 1e-6  # a CKA of 1 + 1e-12 is 1
 MAX_ASPECT = 2.0  # beyond it, square cells would leave a strip too thin to read
 NAN_FACE, NAN_HATCH = "0.92", "0.6"
+MASK_FACE, MASK_HATCH = (0.8, 0.8, 0.8, 0.55), "0.35"
 
 
 def heatmap(
@@ -42,7 +56,8 @@ def heatmap(
     *,
     vmin: float | None = None,
     vmax: float | None = None,
-    cmap: str | Colormap = SEQUENTIAL,
+    cmap: str | Colormap | None = None,
+    mask: str | None = None,
     title: str | None = None,
     colorbar: bool = True,
     block_boundaries: bool = True,
@@ -54,6 +69,8 @@ def heatmap(
     Raghu et al. 2021 and Nguyen et al. 2021. Cells are square unless one side has more than
     twice the layers of the other. Undefined values (NaN) are hatched grey, and
     values beyond the scale have a colour of their own, shown by an arrow on the colour bar.
+    The difference of two results (see `repsim.result.difference`) has a diverging map that is
+    symmetric about 0.
 
     Args:
         result: comparison with `similarity` (x, y), see `repsim.compare`.
@@ -62,7 +79,9 @@ def heatmap(
             measures bounded by 1, otherwise the data's range.
         vmax: upper end of the colour scale.
         cmap: colour map; its name or the map itself, whose own colours for values beyond the
-            scale are kept.
+            scale are kept. By default rocket, of a difference vlag.
+        mask: cells to grey out and hatch: `null` and `max`, those not above the permutation null;
+            `zero`, those whose interval holds 0.
         title: text above the axes.
         colorbar: whether to draw the colour bar, in an inset to the right of the axes.
         block_boundaries: whether to draw thin lines between the network's stages.
@@ -76,11 +95,13 @@ def heatmap(
         UserError: not a comparison result, or an option that does not exist.
     """
     values = matrix(result)
-    norm = scale([values], vmin, vmax)
+    differs = is_difference([result])
+    norm = scale([values], vmin, vmax, about_0=differs)
+    cmap = cmap or (DIVERGING if differs else SEQUENTIAL)
     ax = current(ax)
-    draw(ax, result, values, norm, colormap(cmap), block_boundaries, label_layers, title)
+    draw(ax, result, values, norm, colormap(cmap), block_boundaries, label_layers, title, mask=mask)
     if colorbar:
-        add_colorbar(ax, [values], measure_label([result]))
+        add_colorbar(ax, [values], measure_label([result]), mask=mask)
     return ax
 
 
@@ -111,19 +132,23 @@ def difference(
             "choose the same --layers for both",
         )
     values = values - other
-    finite = np.abs(values[np.isfinite(values)])
-    limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    norm = scale([values], None, None, about_0=True)
     ax = current(ax)
-    draw(ax, a, values, Normalize(-limit, limit), colormap(DIVERGING), True, "auto", title, b)
+    draw(ax, a, values, norm, colormap(DIVERGING), True, "auto", title, b)
     add_colorbar(ax, [values], f"difference in {label}")
     return ax
 
 
-def scale(matrices: Sequence[Matrix], vmin: float | None, vmax: float | None) -> Normalize:
+def scale(
+    matrices: Sequence[Matrix], vmin: float | None, vmax: float | None, *, about_0: bool = False
+) -> Normalize:
     """One colour scale for all matrices; see `heatmap`."""
     finite = np.concatenate([values[np.isfinite(values)] for values in matrices])
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if high <= 1 + TOLERANCE and low >= -1 - TOLERANCE:
+    if about_0:
+        high = max(abs(low), abs(high)) or 1.0
+        low = -high
+    elif high <= 1 + TOLERANCE and low >= -1 - TOLERANCE:
         low, high = 0.0, 1.0
     low, high = low if vmin is None else vmin, high if vmax is None else vmax
     if vmin is None and vmax is None and low == high:
@@ -145,6 +170,7 @@ def draw(
     label_layers: str,
     title: str | None,
     minus: xr.Dataset | None = None,
+    mask: str | None = None,
 ) -> None:
     """The image, its layer names and its words, without a colour bar."""
     require(
@@ -164,6 +190,8 @@ def draw(
         ax.set_box_aspect(1 / MAX_ASPECT if columns > rows else MAX_ASPECT)
     if np.isnan(values).any():
         _hatch(ax)
+    if mask is not None:
+        _cover(ax, masked(result, mask))
     for spine in ax.spines.values():
         spine.set_linewidth(0.6)
     for axis, side in ((ax.yaxis, "x"), (ax.xaxis, "y")):
@@ -189,8 +217,13 @@ def name_sides(
         fit(ax.title, wordings(title), side_points(ax, "x"))
 
 
-def add_colorbar(ax: Axes, matrices: Sequence[Matrix], label: str) -> Colorbar:
-    """A colour bar at the right of the axes, as high as they are, for all of `matrices`."""
+def add_colorbar(
+    ax: Axes, matrices: Sequence[Matrix], label: str, *, mask: str | None = None
+) -> Colorbar:
+    """A colour bar at the right of the axes, as high as they are, for all of `matrices`.
+
+    Below it stand the keys of what has no colour: undefined values, cells that a mask covers.
+    """
     image = ax.images[-1]
     low, high = map(float, image.get_clim())
     values = np.concatenate([values[~np.isnan(values)] for values in matrices])
@@ -198,7 +231,10 @@ def add_colorbar(ax: Axes, matrices: Sequence[Matrix], label: str) -> Colorbar:
     below = bool((values < low - tolerance).any())
     above = bool((values > high + tolerance).any())
     undefined = any(np.isnan(values).any() for values in matrices)
-    bottom = 0.12 if undefined else 0.0
+    keys: list[tuple[str, Callable[[Axes], None]]] = [("NaN", _hatch)] if undefined else []
+    if mask is not None:
+        keys.append((MASKS[mask][1], lambda key: _cover(key, np.ones((1, 1), dtype=np.bool_))))
+    bottom = 0.12 * len(keys)
     inset = ax.inset_axes((1.04, bottom, 0.05, 1 - bottom))
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -212,12 +248,13 @@ def add_colorbar(ax: Axes, matrices: Sequence[Matrix], label: str) -> Colorbar:
     fit(bar.ax.yaxis.label, wordings(label), side_points(ax, "y"))
     bar.ax.tick_params(labelsize=TICK_SIZE, width=0.6, length=2, pad=2)
     bar.outline.set_linewidth(0.6)
-    if undefined:
-        key = ax.inset_axes((1.04, 0, 0.05, 0.05))
-        _hatch(key)
+    for place, (text, fill) in enumerate(keys):
+        key = ax.inset_axes((1.04, 0.12 * place, 0.05, 0.05))
+        key.set(xlim=(-0.5, 0.5), ylim=(-0.5, 0.5))
+        fill(key)
         key.set(xticks=[], yticks=[])
         key.yaxis.set_label_position("right")
-        key.set_ylabel("NaN", rotation=0, ha="left", va="center", fontsize=TICK_SIZE, labelpad=4)
+        key.set_ylabel(text, rotation=0, ha="left", va="center", fontsize=TICK_SIZE, labelpad=4)
         for spine in key.spines.values():
             spine.set_linewidth(0.6)
     return bar
@@ -248,6 +285,23 @@ def colormap(cmap: str | Colormap) -> Colormap:
 def _hatch(ax: Axes) -> None:
     ax.patch.set(facecolor=NAN_FACE, edgecolor=NAN_HATCH, linewidth=0, hatch="//////")
     ax.patch.set_hatch_linewidth(0.5)
+
+
+def _cover(ax: Axes, cells: NDArray[np.bool_]) -> None:
+    """Grey and hatched the other way than NaN, the colour below still seen: one path for all."""
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
+    places = np.argwhere(cells)[:, ::-1]  # (column, row)
+    if not len(places):
+        return
+    codes = [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
+    path = Path(
+        (places[:, None] + corners).reshape(-1, 2), np.tile(codes, len(places)).astype(np.uint8)
+    )
+    patch = PathPatch(
+        path, facecolor=MASK_FACE, edgecolor=MASK_HATCH, linewidth=0, hatch="\\\\\\\\\\\\"
+    )
+    patch.set_hatch_linewidth(0.4)
+    ax.add_patch(patch)
 
 
 def _boundaries(ax: Axes, rows: list[str], columns: list[str]) -> None:

@@ -10,9 +10,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from repsim.plot.curves import diagonal
-from repsim.plot.heatmaps import SEQUENTIAL, add_colorbar, colormap, draw, name_sides, scale
+from repsim.plot.heatmaps import (
+    DIVERGING,
+    SEQUENTIAL,
+    add_colorbar,
+    colormap,
+    draw,
+    name_sides,
+    scale,
+)
 from repsim.plot.labels import LABEL_SIZE, fit, relabel, side_points, wordings
-from repsim.plot.result import is_control, layers, matrix, measure_label, require
+from repsim.plot.result import (
+    is_control,
+    is_difference,
+    layers,
+    matrix,
+    measure_label,
+    require,
+)
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0  # inches: the widths of a two-column paper
 _PAD = 0.03  # inches of white around the figure and its panels
@@ -24,6 +39,7 @@ def panels(
     *,
     fig: Figure | None = None,
     columns: int | None = None,
+    mask: str | None = None,
 ) -> Figure:
     """Heatmaps side by side on one colour scale with one colour bar.
 
@@ -33,13 +49,14 @@ def panels(
         fig: empty figure to draw into at its own size; a new one as wide as a paper's column
             (one panel) or page (more) if None.
         columns: panels in a row; by default up to three, four in a square.
+        mask: cells to grey out; see `heatmap`.
 
     Returns:
         The figure; its axes are the panels in order.
 
     Raises:
-        UserError: no results, results of different measures, or as many titles as there are not
-            results.
+        UserError: no results, results of different measures, differences beside similarities, or
+            as many titles as there are not results.
     """
     results = list(results)
     require(results, "panels expects at least one comparison result; got none")
@@ -59,7 +76,7 @@ def panels(
     axes = list(grid.flat)
     for ax in axes[count:]:
         ax.remove()
-    finish = _heatmaps(axes[:count], results, titles, columns, measure_label(results))
+    finish = _heatmaps(axes[:count], results, titles, columns, measure_label(results), mask)
     _settle(fig, finish, resize=own)
     return fig
 
@@ -120,14 +137,16 @@ def _heatmaps(
     titles: Sequence[str] | None,
     columns: int,
     label: str,
+    mask: str | None = None,
 ) -> Callable[[], None]:
     """Draw the panels; returns what words their labels once the panels have their final size."""
     matrices = [matrix(result) for result in results]
-    norm = scale(matrices, None, None)
-    cmap = colormap(SEQUENTIAL)
+    differ = is_difference(results)
+    norm = scale(matrices, None, None, about_0=differ)
+    cmap = colormap(DIVERGING if differ else SEQUENTIAL)
     texts: Sequence[str | None] = titles or [None] * len(results)
     for place, (ax, result, values) in enumerate(zip(axes, results, matrices, strict=True)):
-        draw(ax, result, values, norm, cmap, True, "auto", texts[place])
+        draw(ax, result, values, norm, cmap, True, "auto", texts[place], mask=mask)
         # Names that the neighbour shows already are left out.
         if place % columns and layers(result, "x") == layers(results[place - 1], "x"):
             ax.tick_params(axis="y", which="both", labelleft=False)
@@ -135,7 +154,7 @@ def _heatmaps(
         if below < len(results) and layers(result, "y") == layers(results[below], "y"):
             ax.tick_params(axis="x", which="both", labelbottom=False)
     corner = axes[min(columns, len(axes)) - 1]
-    bar = add_colorbar(corner, matrices, label)
+    bar = add_colorbar(corner, matrices, label, mask=mask)
 
     def finish() -> None:
         fit(bar.ax.yaxis.label, wordings(label), side_points(corner, "y"))

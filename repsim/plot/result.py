@@ -33,6 +33,54 @@ def matrix(result: xr.Dataset, variable: str = "similarity") -> Matrix:
     return values
 
 
+MASKS = {
+    "null": ("null_95", "within\nchance", "repsim cka --permutations 999"),
+    "max": ("null_95_max", "within\nchance", "repsim cka --permutations 999"),
+    "zero": ("lower", "0 in the\ninterval", "more than one jackknife group"),
+}
+
+
+def masked(result: xr.Dataset, mask: str) -> NDArray[np.bool_]:
+    """Cells that a mask covers, (x layers, y layers); none that is NaN.
+
+    Args:
+        result: a comparison.
+        mask: `null`: cells not above the 95% quantile of their own permutation null. `max`: not
+            above that of the largest cell. `zero`: cells whose 95% interval holds 0.
+
+    Raises:
+        UserError: another word, or a result without what the mask needs.
+    """
+    require(mask in MASKS, f"mask expects one of {', '.join(MASKS)}; got {mask!r}")
+    variable, _, source = MASKS[mask]
+    require(
+        variable in result.variables,
+        f"the mask {mask} expects a result with {variable}; this one has none; make it with "
+        f"{source}",
+    )
+    values = matrix(result)
+    if "excludes_0" in result.variables and mask == "zero":
+        return np.asarray(~result["excludes_0"].transpose("x", "y").values & ~np.isnan(values))
+    if mask == "zero":
+        return (matrix(result, "lower") <= 0) & (matrix(result, "upper") >= 0)
+    level = matrix(result, variable) if mask == "null" else float(result[variable])
+    return np.asarray(values <= level)
+
+
+def is_difference(results: Iterable[xr.Dataset]) -> bool:
+    """Whether the results are differences of two.
+
+    Raises:
+        UserError: only some are: they have no common scale.
+    """
+    found = {bool(result.attrs.get("difference")) for result in results}
+    require(
+        len(found) <= 1,
+        "one figure has one scale; got differences and similarities; make a figure for each",
+    )
+    return True in found
+
+
 def layers(result: xr.Dataset, side: str) -> list[str]:
     """Layer names of side "x" (rows) or "y" (columns)."""
     return [str(name) for name in np.atleast_1d(result[f"{side}_layer"].values)]
@@ -74,7 +122,8 @@ def measure_label(results: Iterable[xr.Dataset]) -> str:
     kernel, estimator = common("kernel"), common("estimator")
     if kernel == "rbf":
         kernel = "RBF"
-    return f"{kernel} {name}".strip() + (f" ({estimator})" if estimator else "")
+    label = f"{kernel} {name}".strip() + (f" ({estimator})" if estimator else "")
+    return f"difference in {label}" if is_difference(results) else label
 
 
 _ACRONYMS = {"cka", "cca", "svcca", "pwcca", "rsa", "hsic", "nbs"}

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UserError
+from repsim.similarity.grams import GramRepresentation
 from repsim.similarity.representation import Representation, describe
 from repsim.similarity.tiles import Plan
+
+LEAF = 128  # rows of a square on the diagonal of which both halves are computed
 
 
 class Buffers:
@@ -94,6 +97,22 @@ class CentredTiles:
             return values
         return self._tiles[index]
 
+    def products(self, a: int, b: int, out: Tensor) -> None:
+        """Inner products of tiles a and b; of a tile with itself at least the upper blocks.
+
+        Args:
+            a: tile of the rows.
+            b: tile of the columns.
+            out: (groups·block, groups·block), is filled.
+        """
+        left = self.tile(a)
+        _multiply(left, left if a == b else self.tile(b, 1), out, self.plan.block)
+
+    def inner(self, a: int, b: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """Inner products of some rows of tile a with some of tile b, (rows, columns)."""
+        left = self.tile(a)[rows]  # copies: the second may come into the buffer of the first
+        return left @ self.tile(b)[columns].T
+
     def release(self) -> None:
         """The buffers go to another representation."""
         if not self._keep:
@@ -136,3 +155,83 @@ class CentredTiles:
             f"{name} expects activations whose squares float32 can hold; they are larger; scale "
             "them down (CKA does not change)"
         )
+
+
+class GramTiles:
+    """The same for a representation of which only the inner products are known.
+
+    Attributes:
+        norms, constant: as in `CentredTiles`.
+    """
+
+    norms: Tensor
+    constant: bool
+
+    def __init__(
+        self, representation: GramRepresentation, plan: Plan, *, device: torch.device
+    ) -> None:
+        self.representation, self.plan, self.device = representation, plan, device
+        self._prepared = False
+
+    def prepare(self) -> None:
+        """Read the diagonal; at the first call only.
+
+        Raises:
+            UserError: NaN or infinity in it.
+        """
+        if self._prepared:
+            return
+        diagonal = [
+            np.diagonal(self.representation.gram(slice(start, stop), slice(start, stop)))
+            for start, stop in self.plan.tiles
+        ]
+        if not all(np.isfinite(part).all() for part in diagonal):
+            raise UserError(
+                f"{describe(self.representation)} expects finite inner products; its Gram matrix "
+                "has NaN or infinity; look at the activations, or leave the layer out"
+            )
+        self.norms = torch.zeros(len(diagonal), self.plan.groups * self.plan.block).double()
+        for index, part in enumerate(diagonal):
+            real = ~self.plan.padded[index]
+            self.norms[index, real] = torch.from_numpy(part[self.plan.order[index][real]]).double()
+        self.norms = self.norms.to(self.device)
+        self.constant = not bool((self.norms > 0).any())
+        self._prepared = True
+
+    def products(self, a: int, b: int, out: Tensor) -> None:
+        """See `CentredTiles.products`."""
+        rows, columns = (slice(*self.plan.tiles[tile]) for tile in (a, b))
+        found = torch.from_numpy(np.ascontiguousarray(self.representation.gram(rows, columns)))
+        left, right = (torch.from_numpy(self.plan.order[tile]) for tile in (a, b))
+        out.copy_(found[left][:, right])
+
+    def inner(self, a: int, b: int, rows: Tensor, columns: Tensor) -> Tensor:
+        """See `CentredTiles.inner`."""
+        out = torch.empty([self.plan.groups * self.plan.block] * 2, device=self.device)
+        self.products(a, b, out)
+        return out[rows][:, columns]
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor, block: int) -> None:
+    """Inner products of the rows of two tiles; of a tile with itself at least the upper blocks."""
+    if left is not right:
+        torch.mm(left, right.T, out=out)
+    elif left.device.type == "cpu":
+        # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
+        np.matmul(left.numpy(), left.numpy().T, out=out.numpy())
+    else:
+        _upper(left, out, block)
+
+
+def _upper(rows: Tensor, out: Tensor, block: int) -> None:
+    """By halves: large rectangular products, which run at full speed."""
+    if len(rows) <= max(block, LEAF):
+        torch.mm(rows, rows.T, out=out)
+        return
+    half = len(rows) // block // 2 * block
+    _upper(rows[:half], out[:half, :half], block)
+    torch.mm(rows[:half], rows[half:].T, out=out[:half, half:])
+    _upper(rows[half:], out[half:, half:], block)

@@ -14,8 +14,10 @@ from repsim.errors import UserError
 from repsim.registry import near
 from repsim.similarity.covariance import covariance_pays, covariance_sums
 from repsim.similarity.gram import Progress, gram_sums
+from repsim.similarity.grams import GramRepresentation, batch_of
 from repsim.similarity.kernels import Kernel
-from repsim.similarity.representation import Batch, Representation, describe, same_samples
+from repsim.similarity.minibatch import BatchSums
+from repsim.similarity.representation import Representation, describe, same_samples
 from repsim.similarity.sums import Sums
 from repsim.similarity.tiles import plan_tiles
 
@@ -69,10 +71,14 @@ def similarity_sums(
     """
     representations = list(representations)
     samples = same_samples(representations)
-    features = [one.features for one in representations]
+    # Of a Gram matrix no activations are read, and none take room.
+    features = [
+        1 if isinstance(one, GramRepresentation) else one.features for one in representations
+    ]
     chosen, device = Kernel.of(kernel), torch.device(device)
     plan = plan_tiles(samples, features, groups, memory)
-    if chosen.name == "linear" and covariance_pays(samples, features, groups, memory):
+    narrow = chosen.name == "linear" and covariance_pays(samples, features, groups, memory)
+    if narrow and not any(isinstance(one, GramRepresentation) for one in representations):
         return covariance_sums(representations, plan, device=device, progress=progress)
     return gram_sums(representations, plan, chosen, device=device, progress=progress)
 
@@ -155,7 +161,7 @@ def hsic_pairs(
         memory=memory, device=device, progress=progress,
     )  # fmt: skip
     value = sums.hsic(estimator)
-    notes = _undefined(representations, sums.reasons, value, estimator)
+    notes = undefined(representations, value, estimator, sums.reasons)
     replicates = None
     if intervals:
         replicates = np.stack([sums.hsic(estimator, without=group) for group in range(groups)])
@@ -175,15 +181,15 @@ def cka_pairs(representations: Sequence[Representation], **options: Any) -> Pair
     """
     pairs = hsic_pairs(representations, **options)
     return Pairs(
-        value=_normalised(pairs.value),
-        replicates=None if pairs.replicates is None else _normalised(pairs.replicates),
+        value=normalised(pairs.value),
+        replicates=None if pairs.replicates is None else normalised(pairs.replicates),
         sizes=pairs.sizes,
         attributes=pairs.attributes,
         notes=pairs.notes,
     )
 
 
-def _normalised(hsic: NDArray[np.float64]) -> NDArray[np.float64]:
+def normalised(hsic: NDArray[np.float64]) -> NDArray[np.float64]:
     """(..., R, R) HSIC to CKA."""
     norm = np.sqrt(np.diagonal(hsic, axis1=-2, axis2=-1))
     return np.asarray(hsic / (norm[..., :, None] * norm[..., None, :]))
@@ -200,54 +206,43 @@ def _minibatch(
     """Means over batches. A layer that does not vary within a batch has HSIC 0 there."""
     samples = representations[0].samples
     batches = samples // size
-    values, reasons = [], [""] * len(representations)
+    totals = BatchSums(len(representations), batches, groups)
+    reasons = [""] * len(representations)
     for batch in range(batches):
-        rows = [Batch(one, batch * size, (batch + 1) * size) for one in representations]
+        rows = [batch_of(one, batch * size, (batch + 1) * size) for one in representations]
 
         def advance(done: int, total: int, batch: int = batch) -> None:
             if progress:
                 progress(batch * total + done, batches * total)
 
         sums = similarity_sums(rows, groups=min(GROUPS, size), progress=advance, **options)
-        values.append(np.nan_to_num(sums.hsic("debiased"), nan=0.0))
+        totals.add(batch, np.nan_to_num(sums.hsic("debiased"), nan=0.0))
         reasons = [old or new for old, new in zip(reasons, sums.reasons, strict=True)]
-    hsic = np.stack(values)
-    groups = min(groups, batches)
-    group_of = np.arange(batches) % groups
     notes = []
     if samples % size:
         notes.append(
             f"minibatch: {batches} batches of {size}; the last {samples % size} of {samples} "
             "samples do not fill a batch and are left out"
         )
-    value = _defined(hsic.mean(0))
-    notes += _undefined(representations, reasons, value, "minibatch")
-    replicates = None
-    if groups > 1:
-        replicates = np.stack([_defined(hsic[group_of != g].mean(0)) for g in range(groups)])
-    else:
+    value, replicates = totals.value(), totals.replicates()
+    notes += undefined(representations, value, "minibatch", reasons)
+    if replicates is None:
         notes.append("no intervals: they need several batches and groups")
     attributes = {"batch_size": size, "batches": batches}
-    return Pairs(value, replicates, np.bincount(group_of), attributes, notes)
+    return Pairs(value, replicates, totals.sizes, attributes, notes)
 
 
-def _defined(hsic: NDArray[np.float64]) -> NDArray[np.float64]:
-    """nan for what varies in no batch."""
-    nothing = hsic.diagonal() <= 0
-    hsic[nothing, :] = hsic[:, nothing] = np.nan
-    return hsic
-
-
-def _undefined(
-    representations: list[Representation],
-    reasons: list[str],
+def undefined(
+    representations: Sequence[Representation],
     value: NDArray[np.float64],
     estimator: str,
+    reasons: Sequence[str] = (),
 ) -> list[str]:
-    """A note for every representation without a similarity."""
+    """A note for every representation without a similarity, with the reason where it is known."""
+    known = dict(enumerate(reasons))
     return [
         f"{describe(one)} is nan: "
-        + (reasons[position] or f"it has no variation that the {estimator} estimator can see")
+        + (known.get(position) or f"it has no variation that the {estimator} estimator can see")
         for position, one in enumerate(representations)
         if np.isnan(value[position, position])
     ]

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repsim.similarity.centred import Buffers, CentredTiles
+from repsim.similarity.centred import Buffers, CentredTiles, GramTiles
+from repsim.similarity.grams import GramRepresentation
 from repsim.similarity.kernels import Fitted, Kernel
 from repsim.similarity.representation import Representation
 from repsim.similarity.sums import Sums
 from repsim.similarity.tiles import Plan
-
-LEAF = 128  # rows of a square on the diagonal of which both halves are computed
 
 Progress = Callable[[int, int], None]
 
@@ -44,9 +43,12 @@ def gram_sums(
         progress: called with the Gram tiles that are done and their number.
     """
     count, groups, block = len(representations), plan.groups, plan.block
-    buffers = Buffers(plan, max(one.features for one in representations), device)
-    sources = [
-        CentredTiles(one, plan, buffers, keep=position in plan.keep, device=device)
+    wide = [one.features for one in representations if not isinstance(one, GramRepresentation)]
+    buffers = Buffers(plan, max(wide, default=0), device)
+    sources: list[CentredTiles | GramTiles] = [
+        GramTiles(one, plan, device=device)
+        if isinstance(one, GramRepresentation)
+        else CentredTiles(one, plan, buffers, keep=position in plan.keep, device=device)
         for position, one in enumerate(representations)
     ]
     fitted: list[Fitted] = []
@@ -63,8 +65,7 @@ def gram_sums(
                 source.prepare()
                 if step == 0:
                     fitted.append(kernel.fit(source))
-                left = source.tile(a)
-                _products(left, left if a == b else source.tile(b, 1), gram, block)
+                source.products(a, b, gram)
                 fitted[position].apply_(gram, a, b)
                 if a == b:
                     gram.fill_diagonal_(0)
@@ -88,28 +89,6 @@ def gram_sums(
         form="gram",
         reasons=[one.degenerate for one in fitted],
     )
-
-
-def _products(left: Tensor, right: Tensor, out: Tensor, block: int) -> None:
-    """Inner products of the rows of two tiles; of a tile with itself at least the upper blocks."""
-    if left is not right:
-        torch.mm(left, right.T, out=out)
-    elif left.device.type == "cpu":
-        # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
-        np.matmul(left.numpy(), left.numpy().T, out=out.numpy())
-    else:
-        _upper(left, out, block)
-
-
-def _upper(rows: Tensor, out: Tensor, block: int) -> None:
-    """By halves: large rectangular products, which run at full speed."""
-    if len(rows) <= max(block, LEAF):
-        torch.mm(rows, rows.T, out=out)
-        return
-    half = len(rows) // block // 2 * block
-    _upper(rows[:half], out[:half, :half], block)
-    torch.mm(rows[:half], rows[half:].T, out=out[:half, half:])
-    _upper(rows[half:], out[half:, half:], block)
 
 
 def _scatter(gram: Tensor, out: Tensor, block: int, *, upper: bool) -> None:

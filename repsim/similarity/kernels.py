@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repsim.errors import UserError
 from repsim.registry import near
-from repsim.similarity.centred import CentredTiles
+from repsim.similarity.centred import CentredTiles, GramTiles
 
 KERNELS = ("linear", "rbf")
 CONSTANT = "constant activations"
@@ -52,7 +52,7 @@ class Kernel:
             )
         return cls("rbf", bandwidth)
 
-    def fit(self, source: CentredTiles) -> Fitted:
+    def fit(self, source: CentredTiles | GramTiles) -> Fitted:
         """What has to be known of a representation before its tiles."""
         return Linear(source) if self.bandwidth is None else RBF(source, self.bandwidth)
 
@@ -85,7 +85,7 @@ class Linear:
     the products are: K_ij + k_ii/(n-2) + k_jj/(n-2) - tr K/((n-1)(n-2)) (Székely and Rizzo 2014).
     """
 
-    def __init__(self, source: CentredTiles) -> None:
+    def __init__(self, source: CentredTiles | GramTiles) -> None:
         samples = source.plan.samples
         self.degenerate = CONSTANT if source.constant else ""
         self.scale = 1.0 if source.constant else float(source.norms.sum()) / samples
@@ -112,7 +112,7 @@ class RBF:
 
     scale = 1.0
 
-    def __init__(self, source: CentredTiles, fraction: float) -> None:
+    def __init__(self, source: CentredTiles | GramTiles, fraction: float) -> None:
         median = 0.0 if source.constant else median_distance(source)
         if source.constant:
             self.degenerate = CONSTANT
@@ -130,7 +130,7 @@ class RBF:
         products.clamp_(max=0).exp_().sub_(self._level)
 
 
-def median_distance(source: CentredTiles) -> float:
+def median_distance(source: CentredTiles | GramTiles) -> float:
     """Median Euclidean distance between different samples."""
     plan = source.plan
     chosen = np.arange(plan.samples)
@@ -143,10 +143,8 @@ def median_distance(source: CentredTiles) -> float:
     distances = []
     for a, b in plan.pairs:
         rows, columns = places[a].to(source.device), places[b].to(source.device)
-        left = source.tile(a)[rows]  # copies: the second may come into the buffer of the first
-        right = source.tile(b)[columns]
         squares = source.norms[a][rows][:, None] + source.norms[b][columns]
-        squares -= 2 * (left @ right.T)
+        squares -= 2 * source.inner(a, b, rows, columns)
         if a == b:
             over = torch.triu_indices(len(rows), len(rows), 1, device=source.device)
             squares = squares[over[0], over[1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ import torch
 from repsim.data import to_float
 from repsim.errors import UserError
 from repsim.registry import near
-from repsim.store.layout import SCHEMA
+from repsim.store.layout import SCHEMA, Piece
+
+_BLOCK = 8192  # rows
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Store:
         model: name, sha256 and metadata of the checkpoint.
         data: name, split and fingerprint of the images.
         request: everything that decides the content, besides the conditions.
+        parts: names of further files that hold rows of it, relative to its folder.
     """
 
     def __init__(self, path: Path, name: str, file: h5py.File) -> None:
@@ -88,6 +91,7 @@ class Store:
         self.model: dict[str, Any] = json.loads(file.attrs["model"])
         self.data: dict[str, Any] = json.loads(file.attrs["data"])
         self.request: dict[str, Any] = json.loads(file.attrs["request"])
+        self.parts = [piece.file for piece in parts_of(file)]
         order = ("clean", "control", "attack")
         groups = file["conditions"]
         self._kinds = {name: str(groups[name].attrs["kind"]) for name in groups}
@@ -179,6 +183,17 @@ class Store:
         """Those of all layers in execution order."""
         return [self.representation(condition, layer) for layer in self.layers]
 
+    def logits(self, condition: str) -> StoredLayer:
+        """The network's outputs under a condition as a layer named "logits", not yet read.
+
+        Raises:
+            UserError: no such condition; see `resolve` for adv.
+        """
+        condition = self.resolve(condition)
+        dataset = self._file[f"conditions/{condition}/logits"]
+        samples, classes = dataset.shape
+        return StoredLayer(self.name, condition, "logits", samples, classes, (classes,), dataset)
+
     def column(self, condition: str, name: str) -> np.ndarray | None:
         """A value an image: moved, norm, loss, first_success or logits; None if not stored."""
         group = self._file[f"conditions/{self.resolve(condition)}"]
@@ -202,12 +217,29 @@ class Store:
 
     def accuracy(self, condition: str) -> tuple[int, int]:
         """Images classified correctly clean and under the condition, and all of them."""
-        right = [
-            logits.argmax(1) == self.labels
-            for name in {"clean", self.resolve(condition)}
-            if (logits := self.column(name, "logits")) is not None
+        names = {"clean", self.resolve(condition)}
+        logits = [
+            self._file[path]
+            for name in names
+            if (path := f"conditions/{name}/logits") in self._file
         ]
-        return int(np.logical_and.reduce(right).sum()), len(self.labels)
+        correct = 0
+        for rows in self._blocks():
+            right = [dataset[rows].argmax(1) == self.labels[rows] for dataset in logits]
+            correct += int(np.logical_and.reduce(right).sum())
+        return correct, len(self)
+
+    def unmoved(self, condition: str) -> int:
+        """Images that are the clean ones, bit for bit; 0 where that is not stored."""
+        group = self._file[f"conditions/{self.resolve(condition)}"]
+        if "moved" not in group:
+            return 0
+        return sum(int((~group["moved"][rows]).sum()) for rows in self._blocks())
+
+    def _blocks(self) -> Iterator[slice]:
+        """All rows, some at a time."""
+        for start in range(0, len(self), _BLOCK):
+            yield slice(start, min(start + _BLOCK, len(self)))
 
     def float32_layers(self) -> dict[str, str]:
         """Layers that are stored in float32 under some condition, and why."""
@@ -277,6 +309,7 @@ def _checked(path: Path, name: str, file: h5py.File) -> Store:
                 "again to finish it"
             )
         store = Store(path, name, file)
+        _require_parts(store, file)
         _require(store, file)
         return store
     except (KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
@@ -297,6 +330,39 @@ def _require(store: Store, file: h5py.File) -> None:
                 raise ValueError(f"{name}/{column} has {len(group[column])} rows of {len(store)}")
 
 
+def _require_parts(store: Store, file: h5py.File) -> None:
+    """HDF5 reads zeros where a virtual data set's file is missing, so look for it here."""
+    for piece in parts_of(file):
+        beside = [path.parent / piece.file for path in (store.path, store.path.resolve())]
+        found = next((path for path in beside if path.is_file()), None)
+        if found is None:
+            raise UserError(
+                f"{store.path}: expected its part {piece.file} beside it; there is none; move both "
+                "together, or write it again with repsim extract --overwrite"
+            )
+        try:
+            with h5py.File(found, "r") as part:
+                share = json.loads(part.attrs["share"])
+                fits = (share["start"], share["stop"]) == (piece.start, piece.stop)
+                fits = fits and json.loads(part.attrs["request"]) == store.request
+                fits = fits and bool(part.attrs["complete"])
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{store.path}: its part {found} is damaged ({error}); write it again with repsim "
+                "extract --overwrite"
+            ) from error
+        if not fits:
+            raise UserError(
+                f"{store.path}: its part {found} is of another store; put the right one there, or "
+                "write it again with repsim extract --overwrite"
+            )
+
+
+def parts_of(file: h5py.File) -> list[Piece]:
+    """The files over which a store is spread besides its own; none for most."""
+    return [Piece(**piece) for piece in json.loads(file.attrs.get("parts", "[]"))]
+
+
 def match_rows(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Positions in `ids` of the samples `wanted`; the n-th of equal images for the n-th of them.
 
@@ -307,13 +373,16 @@ def match_rows(wanted: np.ndarray, ids: np.ndarray) -> np.ndarray:
     Returns:
         int64 (k,), -1 where a sample is not there.
     """
-    places: dict[int, list[int]] = {}
-    for row in range(len(ids) - 1, -1, -1):
-        places.setdefault(int(ids[row]), []).append(row)
-    found: Iterable[int] = (
-        rows.pop() if (rows := places.get(int(sample))) else -1 for sample in wanted
-    )
-    return np.fromiter(found, dtype=np.int64, count=len(wanted))
+    if not len(wanted) or not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    mine, theirs = (np.argsort(values, kind="stable") for values in (wanted, ids))
+    sought, there = wanted[mine], ids[theirs]
+    nth = np.arange(len(sought)) - np.searchsorted(sought, sought)
+    place = np.searchsorted(there, sought) + nth
+    inside = np.minimum(place, len(there) - 1)
+    found = np.empty(len(wanted), dtype=np.int64)
+    found[mine] = np.where((place < len(there)) & (there[inside] == sought), theirs[inside], -1)
+    return found
 
 
 def _is_hdf5(path: Path) -> bool:

@@ -4,6 +4,9 @@ HDF5 has no journal: a process that dies while metadata are written leaves a fil
 open. So all data sets of `X.part` are made at their final size first, with all their chunks
 allocated, and the file is marked as ready and synced. From then on only the bytes inside chunks
 change. Rows count as written once a counter says so, which is written after they were synced.
+
+Compressed chunks have no size beforehand, so a file with such is ready when it is complete, and
+one that was cut off is made again.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ import h5py
 import numpy as np
 
 from repsim.errors import UserError
-from repsim.store.layout import SCHEMA, Column, Condition, chunk_rows
+from repsim.store.layout import SCHEMA, Column, Condition, Piece, filters
 
 # Format 1.8 has checksums on metadata. Newer ones mark the file as open for writing and refuse
 # to open it again after a kill.
@@ -49,7 +53,8 @@ class Part:
         path: Path,
         attrs: Mapping[str, Any],
         samples: Mapping[str, np.ndarray],
-        conditions: Iterable[Condition],
+        conditions: Sequence[Condition],
+        pieces: Sequence[Piece] = (),
     ) -> Part:
         """A new file with all its data sets.
 
@@ -58,6 +63,7 @@ class Part:
             attrs: root attributes; those that are not numbers or text are written as JSON.
             samples: data sets of `/samples`, each with one row a sample.
             conditions: what `/conditions` gets.
+            pieces: other files that hold the rows of all these data sets, which are then virtual.
 
         Raises:
             UserError: another process is making the same file.
@@ -73,11 +79,17 @@ class Part:
                     file.attrs[name] = _plain(value)
                 for name, values in samples.items():
                     file[f"samples/{name}"] = values
-                _add(file, len(next(iter(samples.values()))), conditions)
-            return cls._seal(path)
+                _add(file, len(next(iter(samples.values()))), conditions, pieces)
+            return cls._seal(path, conditions)
 
     @classmethod
-    def extend(cls, path: Path, finished: Path, conditions: Iterable[Condition]) -> Part:
+    def extend(
+        cls,
+        path: Path,
+        finished: Path,
+        conditions: Sequence[Condition],
+        pieces: Sequence[Piece] = (),
+    ) -> Part:
         """A copy of a finished store with further conditions; the store itself is only read."""
         # A kill during the copy leaves a file that is cut short, a kill after it a plain copy:
         # both are recognised by whoever reopens them.
@@ -89,15 +101,16 @@ class Part:
                 file.attrs["complete"] = False
             _sync(path)
             with _open(path) as file:
-                _add(file, len(file["samples/id"]), conditions)
-            return cls._seal(path)
+                _add(file, len(file["samples/id"]), conditions, pieces)
+            return cls._seal(path, conditions)
 
     @classmethod
-    def _seal(cls, path: Path) -> Part:
+    def _seal(cls, path: Path, conditions: Iterable[Condition]) -> Part:
         """Mark as ready what is safely on disk, and open it for its rows."""
         _sync(path)
+        fixed = all(c.compress == "none" for made in conditions for c in made.columns.values())
         with _open(path) as file:
-            file.attrs["ready"] = True
+            file.attrs["ready"] = fixed
         _sync(path)
         _sync(path.parent)
         return cls(path, _open(path))
@@ -144,16 +157,21 @@ class Part:
         groups = self._file["conditions"]
         return {name: json.loads(group.attrs["attack"]) for name, group in groups.items()}
 
-    def columns(self, condition: str) -> dict[str, str]:
-        """The type of each data set of a condition, by its path below it."""
-        found: dict[str, str] = {}
+    @property
+    def share(self) -> Any:
+        """Of a store that is in several files, the rows in this one; see `shares`."""
+        return json.loads(self._file.attrs["share"])
 
-        def visit(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset) and name != _WRITTEN:
-                found[name] = item.dtype.name
+    @property
+    def samples(self) -> int:
+        """Number of rows."""
+        return len(self._file["samples/id"])
 
-        self._file[f"conditions/{condition}"].visititems(visit)
-        return found
+    def reasons(self, condition: str) -> dict[str, str]:
+        """Why layers are stored in float32, "" for float16, by layer."""
+        group = self._file[f"conditions/{condition}/layers"]
+        layers: list[str] = json.loads(self._file.attrs["layers"])
+        return {layer: str(group[layer].attrs["reason"]) for layer in layers}
 
     def written(self, condition: str) -> int:
         """Rows of a condition that are safely on disk."""
@@ -187,6 +205,8 @@ class Part:
 
     def finish(self, final: Path) -> None:
         """Give the file its final name."""
+        self._flush()  # all of a compressed file's chunks, before it says that it is ready
+        self._file.attrs["ready"] = True
         self._file.attrs["complete"] = True
         self._flush()
         self._file.close()
@@ -222,12 +242,17 @@ def require_space(path: Path, needed: int) -> None:
     Raises:
         UserError: less than `needed` bytes are free in the path's folder.
     """
-    free = shutil.disk_usage(path.parent).free
+    free = free_bytes(path)
     if needed > free:
         raise UserError(
             f"--out {path}: expected {show_bytes(needed)} of free disk space; there are "
             f"{show_bytes(free)}; try fewer --samples, fewer --layers or --reduce avgpool"
         )
+
+
+def free_bytes(path: Path) -> int:
+    """Of the disk that holds the path's folder."""
+    return shutil.disk_usage(path.parent).free
 
 
 def show_bytes(count: int) -> str:
@@ -240,26 +265,74 @@ def show_bytes(count: int) -> str:
     return f"{value:.3g} TB"
 
 
-def _add(file: h5py.File, samples: int, conditions: Iterable[Condition]) -> None:
+def described(file: h5py.File) -> list[Condition]:
+    """What the conditions of a store look like."""
+    return [
+        Condition(
+            name, group.attrs["kind"], json.loads(group.attrs["attack"]), _columns(group),
+            json.loads(group.attrs["made"]),
+        )
+        for name, group in file["conditions"].items()
+    ]  # fmt: skip
+
+
+def _columns(group: h5py.Group) -> dict[str, Column]:
+    found: dict[str, Column] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and name != _WRITTEN:
+            attrs = dict(item.attrs)
+            found[name] = Column(item.shape[1:], item.dtype.name, attrs, item.compression or "none")
+
+    group.visititems(visit)
+    return found
+
+
+def _add(
+    file: h5py.File,
+    samples: int,
+    conditions: Iterable[Condition],
+    pieces: Sequence[Piece] = (),
+) -> None:
+    if pieces:
+        parts = [*json.loads(file.attrs.get("parts", "[]")), *(asdict(piece) for piece in pieces)]
+        file.attrs["parts"] = json.dumps(parts)
     for condition in conditions:
         group = file.create_group(f"conditions/{condition.name}")
         group.attrs["kind"] = condition.kind
         group.attrs["attack"] = _plain(condition.attack)
         group.attrs["made"] = _plain(condition.made)
         for name, column in condition.columns.items():
-            _create(group, name, samples, column)
+            if pieces:
+                _create_virtual(group, name, samples, column, pieces)
+            else:
+                _create(group, name, samples, column)
         _create(group, _WRITTEN, 1, Column((), "int64"))
         group[_WRITTEN][0] = 0
 
 
 def _create(group: h5py.Group, name: str, samples: int, column: Column) -> None:
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    rows = chunk_rows(samples, column.row_bytes)
+    if column.compress == "none":
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     dataset = group.create_dataset(
-        name, (samples, *column.shape), column.dtype, chunks=(rows, *column.shape), dcpl=layout
+        name, (samples, *column.shape), column.dtype, dcpl=layout, **filters(column, samples)
     )
+    dataset.attrs.update({key: _plain(value) for key, value in column.attrs.items()})
+
+
+def _create_virtual(
+    group: h5py.Group, name: str, samples: int, column: Column, pieces: Sequence[Piece]
+) -> None:
+    layout = h5py.VirtualLayout((samples, *column.shape), column.dtype)
+    for piece in pieces:
+        # HDF5 takes these names for printf's formats.
+        file, path = (text.replace("%", "%%") for text in (piece.file, f"{group.name}/{name}"))
+        layout[piece.start : piece.stop] = h5py.VirtualSource(
+            file, path, (piece.stop - piece.start, *column.shape)
+        )
+    dataset = group.create_virtual_dataset(name, layout)
     dataset.attrs.update({key: _plain(value) for key, value in column.attrs.items()})
 
 

@@ -1,66 +1,24 @@
-"""One condition against another, of one store or of two, beside what both must be read against.
-
-    repsim cka --pair clean,adv
-
-All layers of both sides, and of the controls of their attacks, go through one comparison.
-"""
+"""The sides of a comparison from stores: named, opened, and their rows put in one order."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from repsim.compare import AllPairs, compare_all, match
+import numpy as np
+
+from repsim.compare import match
 from repsim.errors import UserError
+from repsim.pair.images import Images, Side
+from repsim.pair.sides import PairReport, compare_sides
 from repsim.progress import Progress
 from repsim.registry import near
-from repsim.similarity import Representation
+from repsim.similarity import Representation, needs
 from repsim.store import Store, open_store
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-Side = tuple[str, str]  # name of the store, condition
-
-
-@dataclass
-class PairReport:
-    """What `compare_pair` found.
-
-    Attributes:
-        result: the matrix, its summary and its provenance; see `repsim.compare.compare`.
-        sides: (store, condition) of the rows and of the columns.
-        controls: the sides with their attacks replaced by the stores' controls; None where
-            nothing is attacked or a store has no control.
-        alignment: of the sides, by key; empty where they do not have the same layers.
-        control: the same of the controls.
-        long_range: by "store:condition" for each side and each control.
-        notes: what the user should read.
-    """
-
-    result: xr.Dataset
-    sides: tuple[Side, Side]
-    controls: tuple[Side, Side] | None
-    alignment: dict[str, Any]
-    control: dict[str, Any]
-    long_range: dict[str, dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
-
-    def summary(self) -> dict[str, Any]:
-        """The numbers as plain values: alignment, control, long_range, samples."""
-        return {
-            "pair": [":".join(side) for side in self.sides],
-            "samples": int(self.result.attrs["samples"]),
-            **self.alignment,
-            "control": self.control,
-            "long_range": {k: v["long_range"] for k, v in self.long_range.items()},
-            "long_range_ci": {k: v.get("long_range_ci") for k, v in self.long_range.items()},
-        }
 
 
 def compare_pair(
@@ -69,6 +27,8 @@ def compare_pair(
     *,
     layers: Sequence[str] = (),
     measure: str = "cka",
+    among: str | None = None,
+    within: str | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> PairReport:
@@ -80,12 +40,15 @@ def compare_pair(
             FILE.h5:CONDITION; `adv` is the one attack of a store. A makes the rows.
         layers: shell patterns; all layers of the stores by default.
         measure: as in `compare_all`.
+        among: only images that are `right`, `fooled` or `unfooled`, by the stores' logits; see
+            `images_among`.
+        within: `class` for similarity within classes.
         progress: told of the work.
-        options: further ones of `compare_all`.
+        options: further ones of `compare_sides`.
 
     Raises:
         UserError: a side that is not there, stores of other samples, a pattern that matches no
-            layer, and what `compare_all` refuses.
+            layer, and what `compare_sides` refuses.
     """
     with ExitStack() as stack:
         opened = _open([Path(path) for path in stores], pair, stack)
@@ -95,31 +58,39 @@ def compare_pair(
         if None not in controls and controls != (x, y):
             beside = (controls[0] or x, controls[1] or y)
         wanted = list(dict.fromkeys([x, y, *(beside or ())]))
-        everything = compare_all(
-            _representations(opened, wanted, layers),
-            only=[(x, y), *([beside] if beside else []), *((side, side) for side in wanted)],
+        report = compare_sides(
+            _representations(opened, wanted, layers, measure),
+            x,
+            y,
+            controls=beside,
+            images=_images(opened, (x, y), logits=among is not None),
+            attacked=[side for side in (x, y) if opened[side[0]].kind(side[1]) == "attack"],
             measure=measure,
+            among=among,
+            within=within,
             progress=progress,
             **options,
         )
-        notes = [*everything.pairs.notes, *_unmoved(opened, wanted)]
+        report.notes += _unmoved(opened, wanted)
         provenance = {name: _origin(store, wanted) for name, store in opened.items()}
-        result = everything.matrix(x, y)
-    same_layers = list(result["x_layer"].values) == list(result["y_layer"].values)
-    aligned = everything.alignment(x, y) if same_layers and x != y else {}
-    report = PairReport(
-        result=result,
-        sides=(x, y),
-        controls=beside,
-        alignment=aligned,
-        control=everything.alignment(*beside) if beside and aligned else {},
-        long_range=_long_range(everything, wanted),
-        notes=notes,
-    )
-    result.attrs["summary"] = json.dumps(report.summary())
-    known = json.loads(result.attrs["provenance"])
-    result.attrs["provenance"] = json.dumps({**known, "stores": provenance})
+    known = json.loads(report.result.attrs["provenance"])
+    report.result.attrs["provenance"] = json.dumps({**known, "stores": provenance})
     return report
+
+
+def _images(opened: dict[str, Store], sides: tuple[Side, Side], *, logits: bool) -> Images:
+    """Those of the first side's store, in its order."""
+    first = opened[sides[0][0]]
+    right = {}
+    for name, condition in sides if logits else ():
+        store = opened[name]
+        for side in ((name, "clean"), (name, condition)):
+            values = store.column(side[1], "logits")
+            # A network without a linear head has a column that says nothing.
+            if values is not None and np.ptp(values, axis=1).any():
+                _, rows = match(first.ids, store.ids)
+                right[side] = (values.argmax(1) == store.labels)[rows]
+    return Images(first.ids, first.index, first.labels, right)
 
 
 def _sides(pair: str) -> list[str]:
@@ -179,14 +150,20 @@ def _control(opened: dict[str, Store], side: Side) -> Side | None:
 
 
 def _representations(
-    opened: dict[str, Store], wanted: list[Side], layers: Sequence[str]
+    opened: dict[str, Store], wanted: list[Side], layers: Sequence[str], measure: object
 ) -> list[Representation]:
-    """All layers of the wanted sides, rows in the order of the first store."""
+    """All layers of the wanted sides, or their logits, rows in the order of the first store."""
     first = opened[wanted[0][0]]
+    outputs = needs(measure) == "logits"
+    if outputs and layers:
+        raise UserError(
+            f"--layers {layers[0]!r} expects a measure of layers; this one compares the networks' "
+            "outputs; leave --layers out"
+        )
     found: list[Representation] = []
     for name, condition in wanted:
         store = opened[name]
-        chosen = store.representations(condition)
+        chosen = [store.logits(condition)] if outputs else store.representations(condition)
         if layers:
             missing = [p for p in layers if not any(fnmatchcase(x, p) for x in store.layers)]
             if missing:
@@ -200,10 +177,6 @@ def _representations(
             chosen = [r.reordered(rows) for r in chosen]
         found += chosen
     return found
-
-
-def _long_range(everything: AllPairs, wanted: list[Side]) -> dict[str, dict[str, Any]]:
-    return {":".join(side): everything.long_range(side) for side in wanted}
 
 
 def _unmoved(opened: dict[str, Store], wanted: list[Side]) -> list[str]:

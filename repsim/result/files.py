@@ -22,8 +22,10 @@ def save_result(result: xr.Dataset, path: str | Path) -> None:
     Raises:
         UserError: the folder does not exist or cannot be written.
     """
+    # The replicates are ten times the size of all the rest.
+    packed = {"replicates": {"zlib": True, "shuffle": True}} if "replicates" in result else {}
     with replacing(path) as beside:
-        result.to_netcdf(beside, engine="h5netcdf")
+        result.to_netcdf(beside, engine="h5netcdf", encoding=packed)
 
 
 def load_result(path: str | Path) -> xr.Dataset:
@@ -62,13 +64,13 @@ def load_result(path: str | Path) -> xr.Dataset:
 
 
 def to_csv(result: xr.Dataset, path: str | Path) -> None:
-    """Write a result as a long table, a line a cell: the names of x and y, similarity, interval.
+    """Write a result as a long table, a line a cell: the names of x and y, then all variables.
 
     Raises:
         UserError: the folder does not exist or cannot be written.
     """
     names = [[result[f"{axis}_{word}"].values for word in WORDS] for axis in "xy"]
-    values = [name for name in ("similarity", "lower", "upper") if name in result]
+    values = [str(name) for name in result.data_vars if set(result[name].dims) == {"x", "y"}]
     with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([*(f"{axis}_{word}" for axis in "xy" for word in WORDS), *values])
