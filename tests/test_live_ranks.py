@@ -34,7 +34,9 @@ def compared(way: str, folder: str | None) -> LiveReport:
                 name=f"net{seed}", sha256=f"untrained:resnet8:{seed}")
         for seed in (0, 1)
     ]  # fmt: skip
-    specs = [[parse_attack("pgd,steps=2", eps=0.15)]] * 2
+    # The second attack is of the images of a batch on one another.
+    texts = ("pgd,steps=2", "instance,steps=2") if way == "minibatch" else ("pgd,steps=2",)
+    specs = [[parse_attack(text, eps=0.15) for text in texts]] * 2
     return compare_models(networks, data, specs, cache=GramCache(folder), **WAYS[way])
 
 

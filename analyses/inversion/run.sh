@@ -12,3 +12,10 @@ for start in noise image grey; do
         --data cifar10 --start $start --budget laptop --overwrite \
         --out "$work/$start.h5" --json "$here/$start.json"
 done
+# The figure of the page: the same at half the size and in 128 colours.
+python - "$work/grey.png" "$here/figure.png" <<'END'
+import sys
+from PIL import Image
+figure = Image.open(sys.argv[1]).convert("RGB")
+figure.resize((figure.width // 2, figure.height // 2)).quantize(128).save(sys.argv[2], optimize=True)
+END

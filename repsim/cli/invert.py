@@ -13,7 +13,6 @@ from repsim.cli.options import (
     out_option,
     output_options,
     overwrite_option,
-    run_options,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +77,16 @@ if TYPE_CHECKING:
 @click.option("--keep-images", is_flag=True,
               help="Also write the first repetition's starts and inversions.")  # fmt: skip
 @data_options("test")
-@run_options(None)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="Of the steps; what is measured is always in float32.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Images at once.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the starts.")
 @out_option("stir.h5", "The result to write; the figure goes beside it as .png.")
 @overwrite_option
 @output_options

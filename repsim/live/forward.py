@@ -11,6 +11,7 @@ from torch import Tensor
 
 from repsim.checkpoint import LoadedModel
 from repsim.data import ImageData, to_float
+from repsim.distributed import alone
 from repsim.errors import UserError
 from repsim.extract.conditions import Batch, Source
 from repsim.hooks import Layer, capture
@@ -63,7 +64,7 @@ def batch_grams(
     """
     batches = list(_batches(data, rows, batch_size, runtime))
     if len(batches) == 1:
-        inputs, _ = one.source.make(batches[0])
+        inputs = _inputs(one, batches[0])
         packed, logits = _at_once(one, inputs, runtime)
     else:
         packed, logits = _in_parts(one, batches, runtime)
@@ -84,6 +85,12 @@ def _batches(
             runtime.images(to_float(pixels.to(runtime.device, non_blocking=True))),
             data.labels[part].to(runtime.device), data.keys[part].to(runtime.device),
         )  # fmt: skip
+
+
+def _inputs(one: Pass, batch: Batch) -> Tensor:
+    """The batch under the condition, whatever the other ranks do."""
+    with alone():
+        return one.source.make(batch)[0]
 
 
 class _Same:
@@ -141,7 +148,7 @@ def _in_parts(one: Pass, batches: Sequence[Batch], runtime: Runtime) -> tuple[Te
                 held[name][place] = output.to("cpu", torch.float32)
             return output.new_empty(0)
 
-        inputs, _ = one.source.make(batch)
+        inputs = _inputs(one, batch)
         logits.append(_run(one, inputs, runtime, keep))
     grams: dict[str, Tensor] = {}
     for name in list(held):
@@ -172,7 +179,7 @@ def _refuse(one: Pass, batches: Sequence[Batch], runtime: Runtime) -> None:
                 )
             return output.new_empty(0)
 
-        _run(one, one.source.make(batch)[0], runtime, check)
+        _run(one, _inputs(one, batch), runtime, check)
     raise UserError(
         f"{one.loaded.name} under {one.source.name} expects activations whose squares float32 can "
         "hold; they are larger"
