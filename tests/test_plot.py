@@ -28,6 +28,7 @@ from repsim.plot import (
     save_figure,
 )
 from repsim.plot.labels import elide, stages
+from repsim.plot.sides import sides_figure, sides_map
 
 TEN = ["relu", *(f"layer{i}.{j}" for i in (1, 2) for j in range(4)), "avgpool"]
 
@@ -220,7 +221,7 @@ def test_values_beyond_the_scale_show_an_arrow_and_are_not_clamped(low, high, ex
     values = np.linspace(low, high, 100).reshape(10, 10)
     ax = heatmap(result(values=values), new_axes())
     assert ax.images[0].get_clim() == (0, 1)
-    assert ax.images[0].get_array().min() == low
+    assert ax.images[0].get_array().min() == pytest.approx(low, abs=1e-6)
     assert ax.images[0].colorbar is None
     bar = ax.child_axes[0]
     assert _extend(bar) == extend
@@ -723,3 +724,30 @@ def test_the_library_does_not_load_pyplot_or_need_a_display():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
     assert json.loads(out) == []
+
+
+def test_one_and_a_rounding_is_drawn_as_one() -> None:
+    values = np.array([[1 + 2e-16, 1 + 1e-3], [-2e-16, 0.5]])
+    ax = heatmap(result(["a", "b"], values=values), new_axes(), colorbar=False, vmin=0, vmax=1)
+    shown = np.asarray(ax.images[0].get_array())
+    assert shown[0, 0] == 1
+    assert shown[1, 0] == 0
+    assert shown[0, 1] == values[0, 1]  # beyond the scale, and seen to be
+
+
+def test_several_sides_are_named_and_parted() -> None:
+    values = np.random.default_rng(0).random((6, 6))
+    drawn = result(["a", "b", "c"] * 2, values=values)
+    for side in "xy":
+        drawn[f"{side}_condition"] = (side, ["clean"] * 3 + ["pgd"] * 3)
+    ax = sides_map(drawn, new_axes())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["clean", "pgd"]
+    assert ax.get_yticks().tolist() == [1.0, 4.0]
+    assert len(ax.lines) == 2
+    for side in "xy":
+        drawn[f"{side}_model"] = (side, ["st"] * 3 + ["at"] * 3)
+    ax = sides_map(drawn, new_axes())
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["clean\nst", "pgd\nat"]
+    one = sides_map(result(["a", "b"]), new_axes())
+    assert one.get_yticklabels()[0].get_text() == "a"
+    assert sides_figure(drawn).get_size_inches()[0] == pytest.approx(7)

@@ -704,6 +704,8 @@ def store(made: Sequence[Row | Tool], args: argparse.Namespace, setting: Setting
     }  # fmt: skip
     path = args.out / "similarity.json"
     before = json.loads(path.read_text()) if path.exists() and args.only else {}
+    if any(before.get(key) != value for key, value in where.items()):
+        before = {}  # made elsewhere or of other images: not to be mixed
     missing = {peer.name: "not installed" for peer in PEERS if not peer.installed}
     tools = [asdict(one) for one in made if isinstance(one, Tool)]
     rows = [asdict(one) for one in made if isinstance(one, Row)]

@@ -179,7 +179,7 @@ def draw(
     )
     rows, columns = values.shape
     ax.imshow(
-        np.ma.masked_where(np.isnan(values), values),
+        np.ma.masked_where(np.isnan(values), _inside(values, norm)),
         origin="lower",
         interpolation="nearest",
         norm=norm,
@@ -280,6 +280,15 @@ def colormap(cmap: str | Colormap) -> Colormap:
         cmap in mpl.colormaps, f"cmap expects the name of a matplotlib colour map; got {cmap!r}"
     )
     return mpl.colormaps[cmap].with_extremes(bad=clear, under=UNDER, over=OVER)
+
+
+def _inside(values: Matrix, norm: Normalize) -> Matrix:
+    """The values, those within rounding of an end of the scale at that end."""
+    assert norm.vmin is not None
+    assert norm.vmax is not None
+    slack = TOLERANCE * (norm.vmax - norm.vmin)
+    values = np.where((values > norm.vmax) & (values <= norm.vmax + slack), norm.vmax, values)
+    return np.where((values < norm.vmin) & (values >= norm.vmin - slack), norm.vmin, values)
 
 
 def _hatch(ax: Axes) -> None:
