@@ -2,10 +2,10 @@
 
 They are no dependency of repsim's. In an environment beside the one that has repsim:
 
-    python -m venv /tmp/peers
+    python -m venv peers
     echo "import site; site.addsitedir('SITE-PACKAGES OF THAT ONE')" \
-        > /tmp/peers/lib/python3.11/site-packages/link.pth
-    /tmp/peers/bin/pip install --no-deps torch_cka==0.21 pytorch-cka==1.1.3 cka-pytorch==1.1.3 \
+        > peers/lib/python3.11/site-packages/link.pth
+    peers/bin/pip install --no-deps torch_cka==0.21 pytorch-cka==1.1.3 cka-pytorch==1.1.3 \
         lightning pytorch-lightning lightning-utilities torchmetrics \
         thingsvision==2.7.3 torchtyping typeguard
 

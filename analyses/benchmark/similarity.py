@@ -1,8 +1,8 @@
 """CKA of all layers against all layers: repsim's live comparison and other tools, in turn.
 
-    /tmp/peers/bin/python analyses/benchmark/similarity.py     # writes similarity.md and .json
-    /tmp/peers/bin/python analyses/benchmark/similarity.py --only pair --rounds 3
-    /tmp/peers/bin/python analyses/benchmark/similarity.py --only resnet50 --full
+    peers/bin/python analyses/benchmark/similarity.py     # writes similarity.md and .json
+    peers/bin/python analyses/benchmark/similarity.py --only pair --rounds 3
+    peers/bin/python analyses/benchmark/similarity.py --only resnet50 --full
     python analyses/benchmark/similarity.py --images 64 --rounds 1 --out /tmp    # does it run?
 
 peers.py says how the other tools are installed; those that are not there are left out. Two
