@@ -53,6 +53,12 @@ def test_everything_against_everything(folder: Path, capsys: pytest.CaptureFixtu
     assert pgd["alignment_mean_ci"][0] < pgd["alignment_mean"] < pgd["alignment_mean_ci"][1]
     assert [pair["condition"] for pair in numbers["pairs"]] == ["clean", "noise", "pgd"]
     assert len(Path("cells.csv").read_text().splitlines()) == 1 + (6 * layers) ** 2
+    repsim("plot", "cka.h5", "--out", "again.png", "--title", "all")
+    # The sides are parted as in the figure beside the result, not by the layers' stages.
+    assert Path("again.png").stat().st_size == pytest.approx(
+        Path("cka.png").stat().st_size, rel=0.1
+    )
+    capsys.readouterr()
     # The same again: nothing is run, the result is replaced; another comparison is refused.
     repsim(*words)
     assert "6 reused, 0 made" in capsys.readouterr().err

@@ -64,12 +64,15 @@ def _figure(kind: str, results: list[xr.Dataset], titles: list[str], mask: str |
 
     from repsim.errors import UserError
     from repsim.plot import clean_vs_attacked, diagonal, difference, panels
+    from repsim.plot.sides import several_sides, sides_figure
 
     networks = list(dict.fromkeys(str(r["x_model"].values[0]) for r in results))
     panel_count = {"overview": len(networks), "difference": 1}.get(kind, len(results))
     if titles and len(titles) != panel_count:
         raise UserError(f"--title expects {panel_count} for --kind {kind}; got {len(titles)}")
     if kind == "heatmap":
+        if len(results) == 1 and mask is None and several_sides(results[0]):
+            return sides_figure(results[0], titles[0] if titles else None)
         return panels(results, titles=titles or None, mask=mask)
     if mask:
         raise UserError(f"--mask belongs to --kind heatmap; got --kind {kind}")

@@ -85,11 +85,15 @@ def sides_map(result: xr.Dataset, ax: Axes | None = None, *, title: str | None =
     return ax
 
 
-def sides_figure(result: xr.Dataset) -> Figure:
+def several_sides(result: xr.Dataset) -> bool:
+    """Whether rows or columns hold more than one network or condition."""
+    return len(spans(result, "x")) + len(spans(result, "y")) > 2
+
+
+def sides_figure(result: xr.Dataset, title: str | None = None) -> Figure:
     """`sides_map` as a figure: as wide as a paper's column (one side each) or page."""
-    several = len(spans(result, "x")) + len(spans(result, "y")) > 2
-    width = TWO_COLUMNS if several else ONE_COLUMN
+    width = TWO_COLUMNS if several_sides(result) else ONE_COLUMN
     fig = Figure(figsize=(width, 0.86 * width))
     fig.set_layout_engine("compressed")
-    sides_map(result, fig.subplots())
+    sides_map(result, fig.subplots(), title=title)
     return fig
