@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from repsim.cli import main
@@ -79,6 +80,31 @@ def test_a_pair_is_what_stores_give(folder: Path, capsys: pytest.CaptureFixture[
     assert a["alignment_mean"] == pytest.approx(b["alignment_mean"], abs=1e-5)
     assert a["control"]["alignment_mean"] == pytest.approx(b["control"]["alignment_mean"], abs=1e-5)
     assert Path("live.png").is_file()
+
+
+@pytest.mark.parametrize("measure", ["disagreement", "jensen-shannon"])
+def test_predictions_are_those_of_a_store(folder: Path, measure: str) -> None:
+    repsim("extract", "--model", "st.pt", *ATTACK, *OPTIONS, "--dtype", "float32")
+    repsim("compare", "--measure", measure, "--pair", "clean,adv", "--out", "stored.h5")
+    words = ["compare", "--measure", measure, "--model", "st.pt", *ATTACK, *OPTIONS]
+    repsim(*words, "--pair", "clean,adv", "--out", "live.h5")
+    live, stored = load_result("live.h5"), load_result("stored.h5")
+    for name in ("similarity", "lower", "upper"):
+        np.testing.assert_allclose(live[name], stored[name], atol=1e-6)
+    assert live["x_layer"].values.tolist() == ["logits"]
+    repsim(*words, "--out", "all.h5")
+    assert load_result("all.h5").sizes["x"] == 3
+    assert float(live["similarity"][0, 0]) == float(load_result("all.h5")["similarity"][0, 2]) > 0
+
+
+def test_predictions_expect_a_head(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = torch.load("st.pt", weights_only=True)
+    (head,) = content["head"]
+    for name in ("weight", "bias"):
+        del content["state_dict"][f"{head}.{name}"]
+    torch.save({**content, "head": []}, "encoder.pt")
+    repsim("compare", "--measure", "disagreement", "--model", "encoder.pt", *OPTIONS, status=2)
+    assert "expects logits; encoder has no linear head" in capsys.readouterr().err
 
 
 def test_what_can_be_asked_of_a_pair(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -232,6 +232,7 @@ def run_live(
     from repsim.live import GramCache, live_grams
     from repsim.progress import Silent, reporter
     from repsim.runtime import Runtime
+    from repsim.similarity.table import needs
 
     further = {"among": among, "within": within, "permutations": permutations,
                "influence": influence_file, "drop-duplicates": drop_duplicates}  # fmt: skip
@@ -263,6 +264,8 @@ def run_live(
         )  # fmt: skip
         if not is_main():
             return
+    if needs(measure) == "logits":
+        grams = replace(grams, representations=grams.outputs())
     options: dict[str, Any] = {
         "measure": measure, "groups": groups, "memory": memory, "device": runtime.device,
         "progress": progress, **({"estimator": grams.estimator, "kernel": kernel} if cka else {}),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch import Tensor
 
 from repsim import __version__
 from repsim.attacks import AttackSpec
@@ -29,12 +30,14 @@ from repsim.live.forward import Pass, batch_grams
 from repsim.live.plan import Plan, plan_batches
 from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
-from repsim.similarity import MEMORY, Pairs, Representation
+from repsim.similarity import MEMORY, ArrayRepresentation, Pairs, Representation
 from repsim.similarity.estimate import GROUPS, normalised, undefined
 from repsim.similarity.grams import PackedGram
 from repsim.similarity.kernels import Kernel
 from repsim.similarity.measure import Measure
 from repsim.similarity.minibatch import BatchSums, batch_hsic, rbf
+from repsim.similarity.predictions import LOGITS
+from repsim.similarity.table import needs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -59,6 +62,8 @@ class LiveGrams:
         made: those that were made.
         kept: bytes that were written to the cache.
         notes: what the user should read.
+        logits: by side (n, classes) float32, of networks with a head, where one Gram matrix holds
+            all samples.
     """
 
     representations: list[Representation]
@@ -73,6 +78,26 @@ class LiveGrams:
     made: int
     kept: int
     notes: list[str] = field(default_factory=list)
+    logits: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+
+    def outputs(self) -> list[Representation]:
+        """The logits of every side as a layer named `logits`, for measures of predictions.
+
+        Raises:
+            UserError: a network that has no linear head, or samples in several Gram matrices.
+        """
+        missing = [side for side in self.sides if side not in self.logits]
+        if missing:
+            raise UserError(
+                f"this measure expects logits; {missing[0][0]} has no linear head; try a measure "
+                "of representations (repsim compare --measure list)"
+            )
+        return [
+            ArrayRepresentation.from_array(
+                self.logits[side], layer=LOGITS, condition=side[1], model=side[0]
+            )
+            for side in self.sides
+        ]
 
     def right(self, side: tuple[str, str]) -> NDArray[np.bool_] | None:
         """Of each image whether it is classified correctly, (n,); None without a head."""
@@ -120,7 +145,8 @@ def compare_models(
 
     Args:
         models, data, attacks, kernel, groups, memory, runtime, progress: see `live_grams`.
-        measure: one that needs Gram matrices only; anything but cka needs all samples in one.
+        measure: one that needs Gram matrices or logits only; anything but cka needs all samples
+            in one.
         options: further ones of `live_grams`.
 
     Raises:
@@ -134,8 +160,9 @@ def compare_models(
     everything = grams.minibatch
     if everything is None:
         cka = measure == "cka"
+        outputs = needs(measure) == "logits"
         everything = compare_all(
-            grams.representations, measure=measure, groups=groups, memory=memory,
+            grams.outputs() if outputs else grams.representations, measure=measure, groups=groups, memory=memory,
             estimator=grams.estimator if cka else None, kernel=kernel if cka else None,
             ids=data.ids, device=runtime.device, progress=progress,
         )  # fmt: skip
@@ -238,6 +265,7 @@ def live_grams(
         made=work.made,
         kept=work.kept,
         notes=list(dict.fromkeys([*plan.notes, *notes])),
+        logits=work.logits,
     )
 
 
@@ -354,6 +382,7 @@ class _Work:
         self.predictions = {
             (one.loaded.name, one.source.name): np.full(len(data), -2) for one in passes
         }
+        self.logits: dict[tuple[str, str], Tensor] = {}
 
     def grams(self, one: Pass, batch: int, *, make: bool = True) -> BatchGrams | None:
         """Of one batch, from the cache or made and kept."""
@@ -404,6 +433,8 @@ class _Work:
         for number, one in enumerate(self.passes):
             grams = found.get(number) or self.grams(one, 0)
             assert grams is not None
+            if one.loaded.meta["head"]:
+                self.logits[one.loaded.name, one.source.name] = grams.logits
             representations += [
                 PackedGram(
                     grams.packed[i], len(self.data), grams.features[name], layer=name,
