@@ -162,9 +162,9 @@ def compare_models(
         cka = measure == "cka"
         outputs = needs(measure) == "logits"
         everything = compare_all(
-            grams.outputs() if outputs else grams.representations, measure=measure, groups=groups, memory=memory,
-            estimator=grams.estimator if cka else None, kernel=kernel if cka else None,
-            ids=data.ids, device=runtime.device, progress=progress,
+            grams.outputs() if outputs else grams.representations, measure=measure, groups=groups,
+            memory=memory, estimator=grams.estimator if cka else None,
+            kernel=kernel if cka else None, ids=data.ids, device=runtime.device, progress=progress,
         )  # fmt: skip
     found = {item.name: getattr(grams, item.name) for item in fields(grams)}
     found["notes"] = list(dict.fromkeys([*grams.notes, *everything.pairs.notes]))
