@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 import zipfile
@@ -18,7 +19,7 @@ from repsim.files import replacing, sha256_of
 from repsim.hooks import head_name
 from repsim.models import MODELS, Normalized, build_model
 from repsim.models.network import mlp
-from repsim.registry import near
+from repsim.registry import near, source_sha256
 
 SCHEMA = 1
 REQUIRED = ("schema", "state_dict", "arch", "arch_args", "classes", "channels", "image_size",
@@ -50,6 +51,12 @@ class LoadedModel:
     projector: nn.Sequential | None = None
 
     @property
+    def content(self) -> str:
+        """`sha256`, and where the architecture is the user's own the hash of its file too."""
+        source = source_sha256(str(self.meta.get("arch", "")))
+        return f"{self.sha256}:{source}" if source else self.sha256
+
+    @property
     def data(self) -> str | None:
         """Name of the data set it was trained on, if known."""
         data = self.meta.get("data")
@@ -67,6 +74,16 @@ class LoadedModel:
                 f"{self.meta.get('scheme')}) has none; train one first: repsim train --init "
                 f"{self.name}.pt --protocol slf --out NAME.pt"
             )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Of all parameters and buffers as they are in memory now."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(f"{name}:{values.dtype}".encode())
+        found.update(values.view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], **meta: Any) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from repsim.similarity import (
     interval,
     parse_measure,
 )
-from repsim.similarity.duplicates import alike, duplicates, first_rows
+from repsim.similarity.duplicates import alike, apart, duplicates, first_rows
 from repsim.similarity.means import far_apart, last_third, mean_over, same_layer
 from repsim.similarity.permutation import LEVEL, permutation_null
 from repsim.similarity.representation import describe
@@ -85,6 +85,30 @@ class AllPairs:
         everything = list(range(len(self.keys)))
         return self._dataset(everything, everything)
 
+    def without_duplicates(self) -> tuple[AllPairs, dict[str, str]]:
+        """The same without layers that repeat an earlier one under every condition.
+
+        Returns:
+            What stays; and for each layer left out the one that stays in its place.
+        """
+        if self.duplicate_of is None:
+            return self, {}
+        kept, dropped = apart(self.keys, self.duplicate_of)
+        place = {old: new for new, old in enumerate(kept)}
+        cells, replicates = np.ix_(kept, kept), self.pairs.replicates
+        pairs = replace(
+            self.pairs,
+            value=self.pairs.value[cells],
+            replicates=None if replicates is None else replicates[:, cells[0], cells[1]],
+        )
+        firsts = [self.duplicate_of[i] for i in kept]
+        return replace(
+            self,
+            keys=[self.keys[i] for i in kept],
+            pairs=pairs,
+            duplicate_of=[None if i is None else place.get(i) for i in firsts],
+        ), dropped
+
     def alignment(self, x: Side, y: Side) -> dict[str, Any]:
         """Means of the diagonal of x against y: over all layers, and over the last L//3.
 
@@ -92,7 +116,8 @@ class AllPairs:
 
         Returns:
             `alignment_mean`, `alignment_last_third`, and each with `_ci` [lower, upper] where the
-            measure has intervals; None stands for nan.
+            measure has intervals; None stands for nan. `_of` [k, n] says that only k of the n
+            values are not nan.
 
         Raises:
             UserError: the two sides do not have the same layers.
@@ -146,7 +171,13 @@ class AllPairs:
     def _mean(self, name: str, cells: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The mean over cells that are not nan, with the jackknife of that mean."""
         mean, ends = mean_over(cells, self.pairs.value, self.pairs.replicates, self.pairs.sizes)
-        return {name: mean} if self.pairs.replicates is None else {name: mean, f"{name}_ci": ends}
+        found = {name: mean}
+        if self.pairs.replicates is not None:
+            found[f"{name}_ci"] = ends
+        defined = sum(not np.isnan(self.pairs.value[cell]) for cell in cells)
+        if defined < len(cells):
+            found[f"{name}_of"] = [defined, len(cells)]
+        return found
 
     def _dataset(self, rows: list[int], columns: list[int]) -> xr.Dataset:
         import xarray as xr
@@ -457,9 +488,11 @@ def _pairs(
             pairs = _within(chosen, representations, within, progress=advance, **options)
         else:
             pairs = chosen.pairs(representations, wanted=wanted, progress=advance, **options)
+    known = pairs.attributes
+    left = known["batches"] * known["batch_size"] if "batches" in known else None
     return AllPairs(
         keys=list(unique),
-        samples=representations[0].samples,
+        samples=left or representations[0].samples,
         measure=chosen.name,
         pairs=pairs,
         duplicate_of=duplicates(representations, alike(pairs.value)),
@@ -510,7 +543,7 @@ def _measure(measure: str | Measure | Callable[..., Any]) -> Measure:
 
 
 def _advance(
-    stack: ExitStack, progress: Progress, what: str, unit: str = "tile"
+    stack: ExitStack, progress: Progress, what: str, unit: str = "step"
 ) -> Callable[[int, int], None]:
     """The engine's (done, total) as a task, which begins when the total is known."""
     advance: Callable[[int], None] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -41,6 +42,20 @@ def resolve(spec: str, table: Mapping[str, Any], *, kind: str, also: Iterable[st
         f"--{kind} expects one of {', '.join(sorted(names))} or module:object or file.py:object; "
         f"got {spec!r}; near: {near(spec, names)}"
     )
+
+
+def source_sha256(spec: str) -> str | None:
+    """SHA-256 of the file that the user's own object at `module:object` comes from.
+
+    None for names of ours, and where there is no such file.
+    """
+    where = spec.rpartition(":")[0]
+    if not where:
+        return None
+    path = where if where.endswith(".py") else getattr(sys.modules.get(where), "__file__", None)
+    if path is None or not Path(path).is_file():
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def load_object(spec: str, *, kind: str) -> Any:

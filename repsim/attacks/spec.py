@@ -26,7 +26,7 @@ from repsim.attacks.table import (
     Attack,
 )
 from repsim.errors import UserError
-from repsim.registry import near, resolve
+from repsim.registry import near, resolve, source_sha256
 
 # These mean something else where conditions are named.
 _RESERVED = ("clean", "adv", "worst")
@@ -109,7 +109,11 @@ class AttackSpec:
         return ",".join([self.name, *settings, *given])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that decides what the attack does, as plain values."""
+        """Everything that decides what the attack does, as plain values.
+
+        Of the user's own, `source`: the hash of the file that it is in.
+        """
+        source = source_sha256(self.name)
         return {
             "name": self.name,
             "condition": self.condition,
@@ -117,6 +121,7 @@ class AttackSpec:
             "control": self.is_control,
             **({"only_fooled": True} if self.only_fooled else {}),
             **({"precision": self.precision} if self.precision else {}),
+            **({"source": source} if source else {}),
             **self.origin,
         }
 

@@ -64,10 +64,12 @@ csv_option = click.option(
     "--among",
     type=click.Choice(["fooled", "unfooled", "right"]),
     help="Only images that are right clean: all of them, or those on which the attack succeeded "
-    "or did not.",
+    "or did not. With --model it expects --pair.",
 )
 @click.option(
-    "--within", type=click.Choice(["class"]), help="Similarity within classes, their HSIC summed."
+    "--within",
+    type=click.Choice(["class"]),
+    help="Similarity within classes, their HSIC summed. With --model it expects --pair.",
 )
 @click.option(
     "--permutations",
@@ -75,7 +77,7 @@ csv_option = click.option(
     default=0,
     metavar="N",
     help="Also what chance gives, by N random orders of the images (999 are usual): p, and the "
-    "value that 5% of them exceed.",
+    "value that 5% of them exceed. With --model it expects --pair.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the permutations and the attacks."
@@ -84,7 +86,8 @@ csv_option = click.option(
     "--influence",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Also a CSV of how much each image changes each layer's similarity with itself.",
+    help="Also a CSV of how much each image changes each layer's similarity with itself. With "
+    "--model it expects --pair.",
 )
 @click.option(
     "--drop-duplicates",
@@ -292,15 +295,35 @@ def refuse_another(out: Path, there: xr.Dataset, new: xr.Dataset) -> None:
     if different:
         pair = json.loads(there.attrs["summary"]).get("pair")
         raise UserError(
-            f"--out {out} holds another comparison ({different[0]} differs; its pair is {pair}); "
-            "give another name or --overwrite"
+            f"--out {out} holds another comparison ({_what(different[0], there, new)}"
+            + (f"; its pair is {pair}" if pair else "")
+            + "); give another name or --overwrite"
         )
 
 
+def _what(name: str, there: xr.Dataset, new: xr.Dataset) -> str:
+    """`jackknife.groups 10 there, 5 now`: what differs, inside the provenance too."""
+    if name != "provenance":
+        return f"{name} differs"
+    before, now = (_flat(json.loads(one.attrs.get(name, "{}"))) for one in (there, new))
+    key = next((key for key in {**before, **now} if before.get(key) != now.get(key)), name)
+    return f"{key} {before.get(key)} there, {now.get(key)} now"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items()
+            for k, v in _flat(inner, f"{prefix}.{key}" if prefix else key).items()}  # fmt: skip
+
+
 def _print(report: PairReport) -> None:
-    from repsim.cli.common import number, print_table
+    from repsim.cli.common import mean_number, print_table
+    from repsim.similarity.table import needs
 
     attrs = report.result.attrs
+    outputs = needs(attrs["measure"]) == "logits"
+    means = ["alignment_mean"] if outputs else ["alignment_mean", "alignment_last_third"]
     rows = []
     for sides, found, word in (
         (report.sides, report.alignment, ""),
@@ -309,8 +332,7 @@ def _print(report: PairReport) -> None:
         if sides and found:
             rows.append([
                 " with ".join(_short(side, report) for side in sides) + word,
-                number(found["alignment_mean"], found.get("alignment_mean_ci")),
-                number(found["alignment_last_third"], found.get("alignment_last_third_ci")),
+                *(mean_number(found, key) for key in means),
             ])  # fmt: skip
     rows_, columns = report.result["similarity"].shape
     measure = attrs["measure"].upper() if attrs["measure"] == "cka" else attrs["measure"]
@@ -320,14 +342,15 @@ def _print(report: PairReport) -> None:
         images = f"{attrs['samples']} of {report.among['of']} images ({report.among['among']})"
     if json.loads(attrs["provenance"]).get("within"):
         images += " within classes"
-    title = f"{kind}, {rows_} × {columns} layers, {images}"
+    title = f"{kind}, {images}" if outputs else f"{kind}, {rows_} × {columns} layers, {images}"
     title += " (95% intervals)" if "lower" in report.result else ""
     if rows:
-        print_table(title, ["same layer", "alignment, mean", "last third"], rows)
+        print_table(title, ["", attrs["measure"]] if outputs else
+                    ["same layer", "alignment, mean", "last third"], rows)  # fmt: skip
         title = ""
     far = [
         [_short((name.partition(":")[0], name.partition(":")[2]), report),
-         number(found["long_range"], found.get("long_range_ci"))]
+         mean_number(found, "long_range")]
         for name, found in report.long_range.items()
         if found["long_range"] is not None
     ]  # fmt: skip

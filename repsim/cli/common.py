@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,13 @@ def number(value: float | None, interval: Sequence[float] | None = None) -> str:
     if interval is None:
         return f"{value:.3f}"
     return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def mean_number(found: Mapping[str, Any], key: str) -> str:
+    """A mean of `repsim.compare.AllPairs`; `(1 of 11)` where the other values are nan."""
+    text = number(found.get(key), found.get(f"{key}_ci"))
+    some = found.get(f"{key}_of")
+    return f"{text} ({some[0]} of {some[1]})".strip() if some else text
 
 
 def plus_minus(value: float | None, interval: Sequence[float] | None = None) -> str:

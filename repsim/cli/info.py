@@ -10,6 +10,9 @@ import click
 
 from repsim.cli.options import output_options
 
+LONG = 80  # letters of nested values that stay on one line
+MOST = 12  # entries of one level
+
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -35,7 +38,26 @@ def info(file: Path, json_file: Path | None, quiet: bool) -> None:
     if not quiet:
         width = max(map(len, found))
         for key, value in found.items():
-            click.echo(f"{key:<{width}}  {_show(value)}")
+            if isinstance(value, dict) and len(json.dumps(value)) > LONG:
+                click.echo(key)
+                _tree(value)
+            else:
+                click.echo(f"{key:<{width}}  {_show(value)}")
+
+
+def _tree(value: dict[str, Any], depth: int = 1) -> None:
+    """Nested values, one a line; --json has them in full."""
+    items = list(value.items())
+    for key, inner in items[:MOST]:
+        if isinstance(inner, dict) and len(json.dumps(inner)) > LONG:
+            click.echo(f"{'  ' * depth}{key}")
+            _tree(inner, depth + 1)
+        else:
+            text = _show(inner)
+            text = text if len(text) <= 4 * LONG else f"{text[: 4 * LONG]} ... (--json has all)"
+            click.echo(f"{'  ' * depth}{key}: {text}")
+    if len(items) > MOST:
+        click.echo(f"{'  ' * depth}... {len(items) - MOST} more; --json has all")
 
 
 def _show(value: Any) -> str:
@@ -73,7 +95,16 @@ def _hdf5(path: Path) -> dict[str, Any]:
     import h5py
 
     with h5py.File(path) as file:
-        is_result = "similarity" in file
+        is_result, is_probes = "similarity" in file, "repsim_probes" in file.attrs
+    if is_probes:
+        from repsim.probe import load_probes
+
+        report = load_probes(path)
+        return {"kind": "probes", "network": report.network, "layers": report.layers,
+                "samples": len(report.labels), "rows": len(report.table),
+                **{name: list(dict.fromkeys(report.table[name]))
+                   for name in ("solver", "train", "test", "attack")},
+                "notes": report.notes, "provenance": report.provenance}  # fmt: skip
     if not is_result:
         from repsim.store import open_store
 

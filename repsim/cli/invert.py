@@ -115,6 +115,7 @@ def invert(
     from repsim.cli.common import check_outputs, echo_next, write_json
     from repsim.cli.live import load_all
     from repsim.data import to_float
+    from repsim.errors import UserError
     from repsim.inversion.budgets import BUDGETS
     from repsim.inversion.features import LOGITS
     from repsim.inversion.figure import inversion_figure
@@ -136,6 +137,10 @@ def invert(
         samples=samples or preset.samples, say=progress.say, split=split, data_root=data_root,
         download=download, image_size=image_size,
     )  # fmt: skip
+    if len(images) < (least := 2 if estimator == "biased" else 4):
+        raise UserError(
+            f"--samples expects at least {least} images for {estimator} CKA; got {len(images)}"
+        )
     runtime = Runtime.of(device, precision)
     for network in networks:
         if LOGITS in layers:

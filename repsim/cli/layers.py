@@ -139,5 +139,6 @@ def _print_check(name: str, checkup: Checkup, findings: list[Finding], images: s
             click.echo(f"  {one.layer:{width}}  {one.detail}")
         if len(rows) > MOST:
             click.echo(f"  ... {len(rows) - MOST} more; --json has all")
-        if len(rows) < len(of_kind):
-            click.echo(f"  {len(of_kind) - len(rows)} of the duplicates above")
+        if listed := [one.layer for one in of_kind if one not in rows]:
+            few = ", ".join(listed[:MOST]) + (", ..." if len(listed) > MOST else "")
+            click.echo(f"  among the duplicates above: {few}")

@@ -165,8 +165,14 @@ def summary(grams: LiveGrams, everything: AllPairs) -> dict[str, Any]:
 
 def show(everything: AllPairs, numbers: dict[str, Any], measure: str) -> None:
     """The tables."""
-    from repsim.cli.common import number, percent, print_table
+    from repsim.cli.common import mean_number, percent, print_table
+    from repsim.similarity.table import needs
 
+    outputs = needs(measure.lower()) == "logits"
+    keys = ["alignment_mean", "alignment_last_third", "long_range"][: 1 if outputs else None]
+    heads = (
+        ["with clean"] if outputs else ["alignment with clean, mean", "last third", "long-range"]
+    )
     attrs = everything.pairs.attributes
     kind = " ".join(
         part for part in (str(attrs.get("estimator", "")), str(attrs.get("kernel", "")), measure)
@@ -178,29 +184,27 @@ def show(everything: AllPairs, numbers: dict[str, Any], measure: str) -> None:
             model,
             condition + (" (control)" if entry["kind"] == "control" else ""),
             percent(entry["accuracy"], entry["accuracy_ci"]) if "accuracy" in entry else "no head",
-            number(entry.get("alignment_mean"), entry.get("alignment_mean_ci")),
-            number(entry.get("alignment_last_third"), entry.get("alignment_last_third_ci")),
-            number(entry["long_range"], entry.get("long_range_ci")),
+            *(mean_number(entry, key) for key in keys),
         ]
         for model, conditions in numbers["models"].items()
         for condition, entry in conditions.items()
     ]
     print_table(
-        f"{kind}, {count} × {count} layers, {everything.samples} images"
+        f"{kind}, {count} × {count} {'predictions' if outputs else 'layers'}, "
+        f"{everything.samples} images"
         + ("" if everything.pairs.replicates is None else " (95% intervals)"),
-        ["network", "condition", "accuracy", "alignment with clean, mean", "last third",
-         "long-range"],
+        ["network", "condition", "accuracy", *heads],
         rows,
     )  # fmt: skip
     if numbers["pairs"]:
         print_table(
-            "same layer of two networks, each on its own images",
-            ["networks", "condition", "mean", "last third"],
+            "two networks, each on its own images" if outputs
+            else "same layer of two networks, each on its own images",
+            ["networks", "condition", *(["value"] if outputs else ["mean", "last third"])],
             [
                 [
                     " with ".join(pair["models"]), pair["condition"],
-                    number(pair["alignment_mean"], pair.get("alignment_mean_ci")),
-                    number(pair["alignment_last_third"], pair.get("alignment_last_third_ci")),
+                    *(mean_number(pair, key) for key in keys[:2]),
                 ]
                 for pair in numbers["pairs"]
             ],
@@ -235,10 +239,17 @@ def run_live(
     from repsim.similarity.table import needs
 
     further = {"among": among, "within": within, "permutations": permutations,
-               "influence": influence_file, "drop-duplicates": drop_duplicates}  # fmt: skip
+               "influence": influence_file}  # fmt: skip
     asked = [name for name, value in further.items() if value]
     if pair is None and asked:
         raise UserError(f"--{asked[0]} expects one pair of sides; add --pair A,B")
+    if needs(measure) == "activations":
+        raise UserError(
+            f"the measure {getattr(measure, 'name', measure)} expects activations, which running "
+            "networks do not leave; write them first: repsim extract"
+        )
+    if groups < 1:
+        raise UserError(f"--groups expects at least 1 (1: no intervals); got {groups}")
     check_outputs(out, figure_beside(out), csv, json_file, influence_file)
     there = result_there(out) if out.exists() and not overwrite else None
     cka = measure == "cka"
@@ -282,7 +293,7 @@ def run_live(
         )  # fmt: skip
         finish(report, there, out, csv, json_file, quiet, influence_file)
         return
-    _everything(grams, pair, there, out, csv, json_file, quiet, options)
+    _everything(grams, pair, there, out, csv, json_file, quiet, drop_duplicates, options)
 
 
 def _two_sides(grams: LiveGrams, pair: str, **options: Any) -> PairReport:
@@ -325,7 +336,7 @@ def _control(grams: LiveGrams, side: tuple[str, str]) -> tuple[str, str] | None:
 
 def _everything(
     grams: LiveGrams, pair: str | None, there: xr.Dataset | None, out: Path, csv: Path | None,
-    json_file: Path | None, quiet: bool, options: dict[str, Any],
+    json_file: Path | None, quiet: bool, drop_duplicates: bool, options: dict[str, Any],
 ) -> None:  # fmt: skip
     from repsim.cli.cka import figure_beside, refuse_another
     from repsim.cli.common import echo_next, write_json
@@ -337,6 +348,9 @@ def _everything(
     everything = grams.minibatch
     if everything is None:
         everything = compare_all(grams.representations, ids=grams.data.ids, **options)
+    dropped: dict[str, str] = {}
+    if drop_duplicates:
+        everything, dropped = everything.without_duplicates()
     numbers = summary(grams, everything)
     result = (
         everything.matrix(*sides_of(pair, grams.sides, grams.kinds)) if pair else everything.whole()
@@ -354,6 +368,12 @@ def _everything(
         return
     for note in dict.fromkeys([*grams.notes, *everything.pairs.notes]):
         click.echo(note, err=True)
+    if dropped:
+        few = ", ".join(f"{name} ({first})" for name, first in list(dropped.items())[:4])
+        click.echo(
+            f"left out {len(dropped)} layers that equal an earlier one: {few}"
+            + (", ..." if len(dropped) > 4 else ""), err=True,
+        )  # fmt: skip
     name = everything.measure
     show(everything, numbers, name.upper() if name == "cka" else name)
     click.echo(f"wrote {out} and {figure}")

@@ -114,7 +114,10 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an ex
 
 def out_option(default: str | None, what: str) -> Callable[[Command], Command]:
     """The output file."""
+    # An explicit default of None would count as given.
+    default_or_required: dict[str, Any] = (
+        {"required": True} if default is None else {"default": default, "show_default": True}
+    )
     return click.option(
-        "--out", type=click.Path(path_type=Path), default=default, show_default=default is not None,
-        required=default is None, metavar="FILE", help=what,
-    )  # fmt: skip
+        "--out", type=click.Path(path_type=Path), metavar="FILE", help=what, **default_or_required
+    )

@@ -105,7 +105,8 @@ def report(
         layers, parts = store.layers, store.parts
     if parts:
         folder = Path(parts[-1]).parent
-        notes.append(f"{out.name} has rows in {len(parts)} files in {folder}/: move both together")
+        files = "1 file" if len(parts) == 1 else f"{len(parts)} files"
+        notes.append(f"{out.name} has its rows in {files} in {folder}/: move both together")
     if float32:
         few = "; ".join(f"{layer}: {reason}" for layer, reason in list(float32.items())[:3])
         more = f"; and {len(float32) - 3} more" if len(float32) > 3 else ""

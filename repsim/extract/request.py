@@ -31,7 +31,7 @@ def request_json(
     """
     rows = data.ids.astype("<u8").tobytes() + data.labels.numpy().astype("<i8").tobytes()
     return {
-        "model": loaded.sha256,
+        "model": loaded.content,
         "data": data.fingerprint,
         "samples": len(data),
         "rows": hashlib.sha256(rows).hexdigest(),

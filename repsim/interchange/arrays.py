@@ -5,6 +5,7 @@ Everything is read in pieces and checked as it is read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -252,6 +253,7 @@ def compare_arrays(
             if not same:
                 _, order = match(*_codes(rows_ids, columns_ids))
                 columns = [one.reordered(order) for one in columns]
+            options["ids"] = _hashes(rows_ids)
         elif rows[0].samples != columns[0].samples:
             raise UserError(
                 f"expected the same samples on both sides; {rows[0].where} has {rows[0].samples} "
@@ -417,7 +419,21 @@ def _ids(ids: Any, samples: int, read: Any) -> np.ndarray | None:
         )
     if len(values) != samples:
         raise UserError(f"{where}: expected {samples}, one a sample; got {len(values)}")
+    unique, counts = np.unique(values, return_counts=True)
+    if len(unique) < len(values):
+        rows = np.flatnonzero(values == unique[counts > 1][0])
+        raise UserError(
+            f"{where}: expected each once; {values[rows[0]]} is there {len(rows)} times (rows "
+            f"{rows[0]} and {rows[1]}); rows could not be matched"
+        )
     return values
+
+
+def _hashes(ids: np.ndarray) -> NDArray[np.uint64]:
+    """Ids of any kind as numbers that are the same in every run."""
+    known = [one.decode() if isinstance(one, bytes) else str(one) for one in ids.tolist()]
+    found = [hashlib.blake2b(one.encode(), digest_size=8).digest() for one in known]
+    return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
 
 
 def _codes(x: np.ndarray, y: np.ndarray) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -16,6 +16,7 @@ COLUMNS = 10
 _WIDTH = 7.0  # inches, of a paper's page
 _TEXT = 7
 _LEFT = 1.1  # inches for the names of rows
+_RIGHT = 0.1
 _LETTERS = 18  # of a name that fit there
 
 
@@ -33,7 +34,7 @@ def inversion_figure(found: SharedInvariances, images: Tensor, columns: int = CO
     rows = [("original", images), ("start", found.begun)]
     names = short(found.models)
     rows += [(f"inverted\n{name}", found.inverted[i]) for i, name in enumerate(names)]
-    side = (_WIDTH - _LEFT) / columns
+    side = (_WIDTH - _LEFT - _RIGHT) / columns
     top = side * len(rows)
     several = len(found.models) > 1
     bottom = 2.4 if several else 0.0
@@ -57,7 +58,7 @@ def inversion_figure(found: SharedInvariances, images: Tensor, columns: int = CO
         ]
         for i, (title, values) in enumerate(matrices):
             size = 1.45
-            left = (_LEFT + i * (_WIDTH - _LEFT - size) / 2) / _WIDTH
+            left = (_LEFT + i * (_WIDTH - _LEFT - _RIGHT - size) / 2) / _WIDTH
             ax = fig.add_axes((left, 0.5 / (top + bottom), size / _WIDTH, size / (top + bottom)))
             _matrix(ax, values, names, title, named=i == 0)
     return fig

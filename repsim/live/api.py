@@ -18,8 +18,8 @@ from torch import Tensor
 from repsim import __version__
 from repsim.attacks import AttackSpec
 from repsim.attacks.table import INNER
-from repsim.checkpoint import LoadedModel
-from repsim.compare import AllPairs, compare_all
+from repsim.checkpoint import LoadedModel, weights_sha256
+from repsim.compare import AllPairs, compare_all, hash_ids
 from repsim.data import ImageData, to_float
 from repsim.distributed import barrier, rank, world
 from repsim.errors import UserError
@@ -28,10 +28,11 @@ from repsim.hooks import Layer, select_layers
 from repsim.live.cache import BatchGrams, GramCache
 from repsim.live.forward import Pass, batch_grams
 from repsim.live.plan import Plan, plan_batches
+from repsim.live.repeated import digests, first_of
 from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
 from repsim.similarity import MEMORY, ArrayRepresentation, Pairs, Representation
-from repsim.similarity.estimate import GROUPS, normalised, undefined
+from repsim.similarity.estimate import GROUPS, few_groups, normalised, undefined
 from repsim.similarity.grams import PackedGram
 from repsim.similarity.kernels import Kernel
 from repsim.similarity.measure import Measure
@@ -105,10 +106,14 @@ class LiveGrams:
         return None if (found == -1).any() else found == self.data.labels.numpy()
 
     def accuracy(self, side: tuple[str, str]) -> tuple[int, int] | None:
-        """Images that are right, and images that were looked at; None without a head."""
-        right = self.right(side)
-        if right is None:
+        """Images that are right both clean and under the condition, and images looked at.
+
+        None without a head.
+        """
+        right, clean = self.right(side), self.right((side[0], "clean"))
+        if right is None or clean is None:
             return None
+        right = right & clean
         seen = self.predictions[side] != -2
         return int(right[seen].sum()), int(seen.sum())
 
@@ -239,7 +244,11 @@ def live_grams(
         )
         count = sum(len(one.layers) for one in passes)
         plan = plan_batches(len(data), batch_size, widest, count, memory, estimator)
-        passes = [_keyed(one, data, plan, batch_size, runtime, seed) for one in passes]
+        weights = {loaded.name: weights_sha256(loaded.model) for loaded in models}
+        passes = [
+            _keyed(one, weights[one.loaded.name], data, plan, batch_size, runtime, seed)
+            for one in passes
+        ]
         if whole and not plan.whole:
             raise UserError(
                 "this expects all samples in one Gram matrix: "
@@ -302,12 +311,19 @@ def _passes(
 
 
 def _keyed(
-    one: Pass, data: ImageData, plan: Plan, batch_size: int, runtime: Runtime, seed: int
+    one: Pass,
+    weights: str,
+    data: ImageData,
+    plan: Plan,
+    batch_size: int,
+    runtime: Runtime,
+    seed: int,
 ) -> Pass:
     """The pass with the name of its Gram matrices: all that decides what is in them."""
     attacked = one.source.kind != "clean"
     about = {
-        "model": one.loaded.sha256,
+        "model": one.loaded.content,
+        "weights": weights,  # a notebook may have changed them
         "meta": {
             key: one.loaded.meta.get(key) for key in ("arch", "arch_args", "mean", "std", "head")
         },
@@ -449,6 +465,7 @@ class _Work:
         keys = [
             (one.loaded.name, one.source.name, name) for one in self.passes for name in one.names
         ]
+        contents = np.zeros(len(keys), dtype=np.int64)
         batches, size = len(self.plan.parts), self.plan.size
         sums = BatchSums(len(keys), batches, groups)
         chosen = Kernel.of(kernel)
@@ -456,17 +473,19 @@ class _Work:
         mine = range(rank(), batches, world())
         with self.progress.task("batches", len(mine) * len(self.passes), unit="pass") as task:
             for batch in mine:
-                packed = []
+                packed, place = [], 0
                 for one in self.passes:
                     found = self.grams(one, batch)
                     assert found is not None
+                    contents[place : place + len(found.packed)] += digests(found.packed, batch)
+                    place += len(found.packed)
                     packed.append(found.packed.to(self.runtime.device))
                     task.advance(1)
                 stack = torch.cat(packed)
                 if convert is not None:
                     stack = convert(stack, size)
                 sums.add(batch, batch_hsic(stack, size).cpu().numpy())
-        _reduce(sums, self.predictions)
+        _reduce(sums, contents, self.predictions)
         value, replicates = sums.value(), sums.replicates()
         attributes = {
             "estimator": "minibatch", "kernel": chosen.name, "batch_size": size,
@@ -476,12 +495,13 @@ class _Work:
             attributes["bandwidth"] = chosen.bandwidth
         named = [_Named(*key) for key in keys]
         notes = undefined(named, value, "minibatch")  # type: ignore[arg-type]
-        if replicates is None:
-            notes.append("no intervals: they need several batches and groups")
-        else:
+        notes += few_groups(replicates, batches)
+        if replicates is not None:
             replicates = normalised(replicates)
         pairs = Pairs(normalised(value), replicates, sums.sizes, attributes, notes)
-        return AllPairs(keys, batches * size, "cka", pairs)
+        return AllPairs(
+            keys, batches * size, "cka", pairs, first_of(keys, contents), hash_ids(self.data.ids)
+        )
 
 
 @dataclass(frozen=True)
@@ -493,7 +513,11 @@ class _Named:
     layer: str
 
 
-def _reduce(sums: BatchSums, predictions: dict[tuple[str, str], np.ndarray]) -> None:
+def _reduce(
+    sums: BatchSums,
+    contents: NDArray[np.int64],
+    predictions: dict[tuple[str, str], np.ndarray],
+) -> None:
     """Sums over the ranks; predictions from whichever rank has them."""
     if world() == 1:
         return
@@ -501,6 +525,9 @@ def _reduce(sums: BatchSums, predictions: dict[tuple[str, str], np.ndarray]) -> 
     total = torch.from_numpy(sums.sums).to(device)
     dist.all_reduce(total)
     sums.sums = total.cpu().numpy()
+    both = torch.from_numpy(contents).to(device)
+    dist.all_reduce(both)
+    contents[:] = both.cpu().numpy()
     for side, found in predictions.items():
         seen = torch.from_numpy(found).to(device)
         dist.all_reduce(seen, dist.ReduceOp.MAX)

@@ -72,7 +72,9 @@ def plan_batches(
     needed = 4 * samples * sum(features) + 2 * samples**2 * representations
     # Of a single batch no activations are held either, and its Gram matrices are the same.
     if estimator != "minibatch" and (needed <= memory or samples <= batch_size):
-        return Plan([(0, samples)], estimator or "debiased", [])
+        return Plan(
+            [(0, samples)], estimator or "debiased", _over(samples, representations, memory)
+        )
     room = f"{show_bytes(needed)} of memory; --memory allows {show_bytes(memory)}"
     if estimator in ("debiased", "biased"):
         raise UserError(
@@ -85,7 +87,7 @@ def plan_batches(
             f"--batch-size expects at least {LEAST} for minibatch CKA; got {batch_size}"
         )
     count = samples // size
-    notes = []
+    notes = _over(size, representations, memory)
     if estimator is None:
         notes.append(
             f"minibatch CKA, batches of {size}: over all {samples} samples it would need {room}"
@@ -97,3 +99,14 @@ def plan_batches(
         )
     parts = [(i * size, (i + 1) * size) for i in range(count)]
     return Plan(parts, "minibatch", notes)
+
+
+def _over(size: int, representations: int, memory: int) -> list[str]:
+    """What to know where the Gram matrices of a single batch take more than the memory."""
+    least = 2 * size**2 * representations
+    if least <= memory:
+        return []
+    return [
+        f"the Gram matrices of one batch of {size} take {show_bytes(least)}, more than --memory "
+        f"{show_bytes(memory)}; a smaller --batch-size or fewer layers take less"
+    ]

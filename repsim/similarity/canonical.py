@@ -17,7 +17,7 @@ from torch import Tensor
 
 from repsim.errors import UserError
 from repsim.similarity.declaration import RIGID, Declaration, Invariance
-from repsim.similarity.exact import centred, exact_rows, nuclear_norm
+from repsim.similarity.exact import centred, exact_rows, nuclear_norm, rank_floor
 from repsim.similarity.prepared import CONSTANT, GramMeasure, PreparedMeasure, Undefined
 from repsim.similarity.representation import Representation
 
@@ -33,10 +33,12 @@ class Basis:
     Attributes:
         vectors: (n, rank) float64.
         weights: (rank, features) the activations in this basis, Qᵀ X.
+        cut: directions that were wanted are lost in rounding.
     """
 
     vectors: Tensor
     weights: Tensor
+    cut: bool = False
 
     @property
     def rank(self) -> int:
@@ -194,19 +196,28 @@ class SVCCA(GramMeasure[Basis]):
                 f"svcca's variance expects a number above 0 and at most 1; got {self.variance:g}"
             )
 
-    def of_gram(self, kernel: Tensor) -> Basis | Undefined:
+    def of_gram(self, kernel: Tensor, coarse: bool) -> Basis | Undefined:
         """The leading eigenvectors."""
         sizes, vectors = torch.linalg.eigh(kernel)
         sizes, vectors = sizes.flip(0), vectors.flip(1)
-        floor = sizes[0] * len(sizes) * torch.finfo(sizes.dtype).eps
+        real = int((sizes > rank_floor(sizes, coarse)).sum())
         share = sizes.cumsum(0) / sizes.sum()
-        keep = int((share < self.variance).sum()) + 1
-        keep = min(keep, int((sizes > floor).sum()))
+        wanted = int((share < self.variance).sum()) + 1
+        keep = min(wanted, real)
         instead = "keep less variance, such as svcca,variance=0.9, or use more"
         if lack := full_rank(len(kernel), keep, "components", instead):
             return lack
         kept = vectors[:, :keep].contiguous()
-        return Basis(kept, torch.empty(0))
+        return Basis(kept, torch.empty(0), cut=coarse and wanted > real)
+
+    def remark(self, state: Basis) -> str:
+        """Directions that float32 has lost."""
+        if not state.cut:
+            return ""
+        return (
+            f"its inner products are float32 and hold {state.rank} directions; what "
+            f"variance={self.variance:g} asks for beyond them is rounding and is left out"
+        )
 
     def between(self, x: Basis, y: Basis) -> float:
         """See the class."""

@@ -2,8 +2,9 @@
 
 Activations can lie far from zero (an offset of 1e4 beside a spread of 1), where float32 products
 lose what matters. HSIC does not change when the same vector is subtracted from all samples, so
-which vector it is decides only about rounding: it need not be the exact mean. The mean of the first
-tile is as good, and saves a pass over the activations.
+which vector it is decides only about rounding. It is the mean, from which U-centring is known
+before the products are; where activations do not stay in memory, the mean of the first tile, which
+saves a pass over them. `Sums.unclear` tells where that has not been good enough.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from repsim.errors import UserError
-from repsim.similarity.grams import GramRepresentation
-from repsim.similarity.representation import Representation, describe
+from repsim.similarity.grams import LEAST, MOST, GramRepresentation
+from repsim.similarity.products import rounding
+from repsim.similarity.representation import Representation, describe, refuse_not_finite, unit_for
 from repsim.similarity.tiles import Plan
 
 LEAF = 128  # rows of a square on the diagonal of which both halves are computed
@@ -23,10 +25,14 @@ LEAF = 128  # rows of a square on the diagonal of which both halves are computed
 class Buffers:
     """Room for two tiles, used again for every representation: no page is faulted in twice."""
 
-    def __init__(self, plan: Plan, widest: int, device: torch.device) -> None:
-        self.rows = plan.groups * plan.block
+    def __init__(
+        self, plan: Plan, widest: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.rows, self.dtype = plan.groups * plan.block, dtype
         slots = 2 if len(plan.tiles) > 1 else 1
-        self._room = [torch.empty(self.rows * widest, device=device) for _ in range(slots)]
+        self._room = [
+            torch.empty(self.rows * widest, dtype=dtype, device=device) for _ in range(slots)
+        ]
 
     def take(self, slot: int, features: int) -> Tensor:
         """A tile (rows, features) with any content; good until the slot is taken again."""
@@ -36,13 +42,18 @@ class Buffers:
 class CentredTiles:
     """Tiles (groups·block, features) of a representation; reads nothing before `prepare`.
 
+    Of the type of the buffers; in float64 they are centred over all samples.
+
     Attributes:
         norms: (tiles, groups·block) float64 squared norms of the centred rows, 0 where padded.
-        constant: every sample has the same activations.
+        constant: every sample has the same activations, up to `rounding`.
+        unit: power of two by which activations of extreme size are multiplied; 1 for others.
+        exact: in float64.
     """
 
     norms: Tensor
     constant: bool
+    unit: float
 
     def __init__(
         self,
@@ -60,34 +71,78 @@ class CentredTiles:
         self._order = [torch.from_numpy(order).to(device) for order in plan.order]
         self._padded = [torch.from_numpy(np.flatnonzero(p)).to(device) for p in plan.padded]
         self._keep = keep
+        self.exact = buffers.dtype == torch.float64
         self._tiles: dict[int, Tensor] = {}
         self._centre: Tensor | None = None
+        self.unit = 1.0
 
     def prepare(self) -> None:
         """Find the centre and the norms; at the first call only.
 
         Raises:
-            UserError: NaN, infinity or numbers beyond the products' range, naming the sample.
+            UserError: NaN or infinity, naming the sample.
         """
         if self._centre is not None:
             return
-        first: Tensor | None = None
-        self.constant = True
-        norms = []
+        if self.exact and len(self.plan.tiles) > 1:
+            self._centre = self._mean()
+        self._measure()
+        total = float(self.norms.sum())
+        if not LEAST * self.plan.samples < total < MOST:
+            self._rescale()
+            total = float(self.norms.sum())
+        assert self._centre is not None
+        level = float((self._centre.double() * self.unit).square().sum())
+        self.constant = total <= self._rounding**2 * self.plan.samples * level
+
+    def _measure(self) -> None:
+        """The norms, and the centre where it is not known yet."""
+        norms, whole = [], len(self.plan.tiles) == 1
+        found = self._centre is None
+        total: Tensor | None = None
         for index in range(len(self.plan.tiles)):
             values = self._load(index, 0)
-            first = values[0].clone() if first is None else first
-            # In pieces: the first one shows of nearly every layer that it varies.
-            self.constant = self.constant and all(
-                bool((piece == first).all()) for piece in values.split(64)
-            )
             values[self._padded[index]] = 0
             norms.append(torch.linalg.vector_norm(values, dim=1).double().square())
-            if self._keep or len(self.plan.tiles) == 1:
+            if self._keep or whole:
                 self._tiles[index] = values
+            if self._keep and not whole and found:
+                part = values.sum(0, dtype=torch.float64)
+                total = part if total is None else total + part
+        if total is not None and self._centre is not None:
+            # In memory, what the mean of the first tile has left costs little.
+            rest = (total / self.plan.samples).to(self._buffers.dtype)
+            self._centre = self._centre + rest
+            for index, values in self._tiles.items():
+                values.sub_(rest)[self._padded[index]] = 0
+                norms[index] = torch.linalg.vector_norm(values, dim=1).double().square()
         self.norms = torch.stack(norms)
-        if not bool(self.norms.isfinite().all()):
-            self._refuse()
+
+    def _mean(self) -> Tensor:
+        """Of all samples, (features,) float64."""
+        total: Tensor | None = None
+        origin: Tensor | None = None
+        for start, stop in self.plan.tiles:
+            rows = torch.from_numpy(np.array(self.representation.rows(start, stop), np.float64))
+            origin = rows[0].clone() if origin is None else origin
+            part = (rows - origin).sum(0)
+            total = part if total is None else total + part
+        assert origin is not None and total is not None
+        return (origin + total / self.plan.samples).to(self.device)
+
+    def _rescale(self) -> None:
+        """Bring what is too large or too small for squares in float32 to a size near 1.
+
+        Raises:
+            UserError: NaN or infinity.
+        """
+        self._tiles.clear()
+        self._centre = mean = self._mean()
+        if not bool(mean.isfinite().all()):
+            refuse_not_finite(self.representation)
+        start, stop = self.plan.tiles[0]
+        self.unit = unit_for(self.representation, mean.cpu().numpy(), stop - start)
+        self._measure()
 
     def tile(self, index: int, slot: int = 0) -> Tensor:
         """Rows of tile `index`, sorted by group, zero where padded; good until `slot` is reused."""
@@ -119,53 +174,44 @@ class CentredTiles:
             self._tiles.clear()
 
     def _load(self, index: int, slot: int) -> Tensor:
-        """Centred rows of a tile in order; its first one where padded."""
+        """Centred rows of a tile in order; anything where padded."""
         start, stop = self.plan.tiles[index]
         rows = self.representation.rows(start, stop)
         source = torch.from_numpy(rows if rows.flags.writeable else rows.copy()).to(self.device)
         width = source.shape[1]
+        self._rounding = rounding(source.dtype)
         if self._keep:
-            out = torch.empty(self._buffers.rows, width, device=self.device)
+            out = torch.empty(
+                self._buffers.rows, width, dtype=self._buffers.dtype, device=self.device
+            )
         else:
             out = self._buffers.take(slot, width)
-        if source.dtype == torch.float64:  # centred before it is rounded
-            wide = source.index_select(0, self._order[index])
+        if source.dtype == torch.float64 or self.unit != 1:  # centred before it is rounded
+            source = source.double()
             if self._centre is None:
-                self._centre = wide.mean(0)
-            return out.copy_(wide.sub_(self._centre))
-        if source.dtype == torch.float32:
+                self._centre = source.mean(0)
+            wide = source.index_select(0, self._order[index]).sub_(self._centre)
+            return out.copy_(wide if self.unit == 1 else wide.mul_(self.unit))
+        if source.dtype == out.dtype:
             torch.index_select(source, 0, self._order[index], out=out)
         else:
             out.copy_(source.index_select(0, self._order[index]))
         if self._centre is None:
-            self._centre = out.mean(0)
+            out[self._padded[index]] = 0
+            self._centre = out.sum(0).div_(stop - start)
         return out.sub_(self._centre)
-
-    def _refuse(self) -> None:
-        name = describe(self.representation)
-        for start, stop in self.plan.tiles:
-            bad = ~np.isfinite(self.representation.rows(start, stop)).all(1)
-            if bad.any():
-                sample = start + int(np.flatnonzero(bad)[0])
-                raise UserError(
-                    f"{name} expects finite activations; sample {sample} has NaN or infinity; "
-                    "look at the network's input there, or leave the layer out"
-                )
-        raise UserError(
-            f"{name} expects activations whose squares float32 can hold; they are larger; scale "
-            "them down (CKA does not change)"
-        )
 
 
 class GramTiles:
     """The same for a representation of which only the inner products are known.
 
     Attributes:
-        norms, constant: as in `CentredTiles`.
+        norms, constant, unit: as in `CentredTiles`.
     """
 
     norms: Tensor
     constant: bool
+    unit = 1.0
 
     def __init__(
         self, representation: GramRepresentation, plan: Plan, *, device: torch.device
@@ -207,7 +253,8 @@ class GramTiles:
 
     def inner(self, a: int, b: int, rows: Tensor, columns: Tensor) -> Tensor:
         """See `CentredTiles.inner`."""
-        out = torch.empty([self.plan.groups * self.plan.block] * 2, device=self.device)
+        side = self.plan.groups * self.plan.block
+        out = torch.empty(side, side, device=self.device)
         self.products(a, b, out)
         return out[rows][:, columns]
 

@@ -5,6 +5,8 @@ n·P² for P features in all, against n²/2·(P + R²) for the Gram form, so it 
 representations are narrow (pooled features, logits; any pair with p << n). One wide layer among
 them needs its Gram matrix anyway, and then the Gram matrices of the narrow ones cost next to
 nothing: so the choice is made once for all, not pair by pair.
+
+All is in float64: |XᵀX|² holds the squared diagonal of K, which is subtracted again.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 
 from repsim.similarity.centred import Buffers, CentredTiles
-from repsim.similarity.gram import Progress, full_float32
+from repsim.similarity.gram import Progress
 from repsim.similarity.kernels import Linear
 from repsim.similarity.representation import Representation
 from repsim.similarity.sums import Sums
@@ -42,7 +44,7 @@ def covariance_sums(
         device: where the products are made.
         progress: called with the tiles that are done and their number.
     """
-    buffers = Buffers(plan, max(one.features for one in representations), device)
+    buffers = Buffers(plan, max(one.features for one in representations), device, torch.float64)
     sources = [
         CentredTiles(one, plan, buffers, keep=False, device=device) for one in representations
     ]
@@ -57,28 +59,30 @@ def covariance_sums(
     columns = torch.zeros(groups, width, dtype=torch.float64, device=device)
 
     def tile(index: int) -> torch.Tensor:
-        """All representations side by side, (G, block, P), in units of √scale."""
+        """All representations side by side, (G, block, P), in units of √size."""
         parts = [
-            source.tile(index) / float(np.sqrt(scale[position]))
+            source.tile(index) / float(np.sqrt(kernels[position].size))
             for position, source in enumerate(sources)
         ]
         return torch.cat(parts, 1).unflatten(0, (groups, plan.block))
 
-    with torch.inference_mode(), full_float32():
+    with torch.inference_mode():
         for index in range(len(plan.tiles)):
             values = tile(index)
-            covariance += torch.bmm(values.transpose(1, 2), values).double()
-            columns += values.sum(1).double()
+            covariance += torch.bmm(values.transpose(1, 2), values)
+            columns += values.sum(1)
             if progress:
                 progress(index + 1, 2 * len(plan.tiles))
-        whole = covariance.sum(0)
-        squares = _squares(whole, starts)
-        without = [_squares(whole - covariance[group], starts) for group in range(groups)]
+        squares = _squares(covariance.sum(0), starts)
+        others = 1 - torch.eye(groups, dtype=torch.float64, device=device)
+        without = [  # no difference of sums: a group may outweigh all others
+            _squares(torch.tensordot(stay, covariance, 1), starts) for stay in others
+        ]
 
         rows = np.zeros((groups, plan.samples, count))
         diagonal = np.zeros((plan.samples, count))
         for index, ((start, _), order) in enumerate(zip(plan.tiles, plan.order, strict=True)):
-            values, real = tile(index).double().flatten(0, 1), ~plan.padded[index]
+            values, real = tile(index).flatten(0, 1), ~plan.padded[index]
             place = start + order[real]
             for position in range(count):
                 part = slice(starts[position], starts[position + 1])
@@ -90,19 +94,22 @@ def covariance_sums(
                 progress(len(plan.tiles) + index + 1, 2 * len(plan.tiles))
     rows[plan.group_of, np.arange(plan.samples)] -= diagonal  # j ≠ i
     products = squares - diagonal.T @ diagonal
-    touched = []
+    left = []
     for group in range(groups):
         stay = diagonal[plan.group_of != group]
-        touched.append(products - (without[group] - stay.T @ stay))
+        left.append(without[group] - stay.T @ stay)
     return Sums(
         products=products,
-        touched=np.stack(touched),
+        left=np.stack(left),
         rows=rows,
         diagonal=diagonal,
         group_of=plan.group_of,
         scale=scale,
         form="covariance",
+        exact=False,
+        coarse=np.zeros(count, dtype=np.bool_),
         reasons=[kernel.degenerate for kernel in kernels],
+        doubts=np.zeros(count, dtype=np.bool_),
     )
 
 

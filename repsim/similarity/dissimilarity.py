@@ -19,21 +19,29 @@ from repsim.similarity.exact import recentred
 from repsim.similarity.prepared import GramMeasure, Undefined
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
-SAME = 1e-13  # of the squared norms: the rounding error of a squared distance from a Gram matrix
+# Of the squared norms: the rounding error of a squared distance from a Gram matrix, and from one of
+# float32 numbers; decimals of a cosine that are not rounding, likewise.
+SAME, SAME_COARSE = 1e-13, 1e-6
+DECIMALS, DECIMALS_COARSE = 12, 6
 EQUAL = Undefined("all dissimilarities are equal")
 
 
-def squared_distances(kernel: Tensor) -> Tensor:
-    """|x_i - x_j|², (n, n), of a Gram matrix; 0 where it is no more than rounding."""
+def squared_distances(kernel: Tensor, coarse: bool = False) -> Tensor:
+    """|x_i - x_j|², (n, n), of a Gram matrix; 0 where it is no more than rounding.
+
+    Args:
+        kernel: (n, n) float64, centred.
+        coarse: of float32 numbers; see `repsim.similarity.prepared.Inner`.
+    """
     norms = kernel.diagonal()
     both = norms[:, None] + norms
     found = both - 2 * kernel
-    return found.masked_fill_(found <= SAME * both, 0)
+    return found.masked_fill_(found <= (SAME_COARSE if coarse else SAME) * both, 0)
 
 
-def with_ties(kernel: Tensor) -> Tensor:
+def with_ties(kernel: Tensor, coarse: bool = False) -> Tensor:
     """The Gram matrix with equal samples made exactly equal, so that their ties are ties."""
-    first = (squared_distances(kernel) == 0).byte().argmax(1)
+    first = (squared_distances(kernel, coarse) == 0).byte().argmax(1)
     return kernel[first][:, first]
 
 
@@ -42,6 +50,11 @@ def cosines(kernel: Tensor) -> Tensor:
     norms = kernel.diagonal().clamp(min=0).sqrt()
     inverse = torch.where(norms > 0, 1 / norms, 0.0)
     return kernel * inverse[:, None] * inverse
+
+
+def rounded(cosine: Tensor, coarse: bool) -> Tensor:
+    """Cosines to the decimals that are not rounding, so that ties are ties."""
+    return cosine.round(decimals=DECIMALS_COARSE if coarse else DECIMALS)
 
 
 def above_diagonal(matrix: Tensor) -> Tensor:
@@ -71,13 +84,13 @@ class _RSA(GramMeasure[Tensor]):
                 f"{self.word}'s metric expects one of {', '.join(METRICS)}; got {self.metric!r}"
             )
 
-    def of_gram(self, kernel: Tensor) -> Tensor | Undefined:
+    def of_gram(self, kernel: Tensor, coarse: bool) -> Tensor | Undefined:
         """The dissimilarities as a vector of length 1."""
-        kernel = with_ties(kernel)
+        kernel = with_ties(kernel, coarse)
         if self.metric == "cosine":
-            found = 1 - cosines(recentred(kernel))
+            found = 1 - rounded(cosines(recentred(kernel)), coarse)
         else:
-            found = squared_distances(kernel)
+            found = squared_distances(kernel, coarse)
             if self.metric == "euclidean":
                 found = found.sqrt()
         return self.direction(above_diagonal(found))

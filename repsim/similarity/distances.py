@@ -17,9 +17,9 @@ from repsim.similarity.prepared import GramMeasure, Undefined
 
 
 class _OfDistances(GramMeasure[Tensor]):
-    def of_gram(self, kernel: Tensor) -> Tensor | Undefined:
+    def of_gram(self, kernel: Tensor, coarse: bool) -> Tensor | Undefined:
         """The centred distances as a vector of length 1."""
-        distances = squared_distances(kernel).sqrt()
+        distances = squared_distances(kernel, coarse).sqrt()
         found = self.centre(distances).flatten()
         norm = torch.linalg.vector_norm(found)
         if not bool(norm > 1e-12 * torch.linalg.vector_norm(distances)):

@@ -71,24 +71,40 @@ def without_duplicates(
     Returns:
         Those that stay; and for each layer left out the one that stays in its place.
     """
-    found = duplicates(representations)
+    keys = [(one.model, one.condition, one.layer) for one in representations]
+    kept, dropped = apart(keys, duplicates(representations))
+    return [representations[i] for i in kept], dropped
+
+
+def apart(
+    keys: Sequence[tuple[str, str, str]], found: Sequence[int | None]
+) -> tuple[list[int], dict[str, str]]:
+    """Positions without layers that are a duplicate under every condition of their networks.
+
+    Args:
+        keys: (model, condition, layer) of each.
+        found: as `duplicates` gives it.
+
+    Returns:
+        As `without_duplicates`, with positions.
+    """
     sides: dict[tuple[str, str], list[int]] = {}
-    for position, one in enumerate(representations):
-        sides.setdefault((one.model, one.condition), []).append(position)
+    for position, (model, condition, _) in enumerate(keys):
+        sides.setdefault((model, condition), []).append(position)
     alike_sides: dict[tuple[str, ...], list[list[int]]] = {}
     for members in sides.values():
-        names = tuple(representations[i].layer for i in members)
+        names = tuple(keys[i][2] for i in members)
         alike_sides.setdefault(names, []).append(members)
     dropped: dict[str, str] = {}
-    kept = []
+    kept: list[int] = []
     for names, many in alike_sides.items():
         for place, name in enumerate(names):
             firsts = [found[members[place]] for members in many]
             if any(first is None for first in firsts):
                 kept += [members[place] for members in many]
             else:
-                dropped[name] = representations[firsts[0] or 0].layer
-    return [representations[i] for i in sorted(kept)], dropped
+                dropped[name] = keys[firsts[0] or 0][2]
+    return sorted(kept), dropped
 
 
 def alike(values: NDArray[np.float64]) -> NDArray[np.bool_]:

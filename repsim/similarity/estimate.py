@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ ESTIMATORS = ("debiased", "biased", "minibatch")
 GROUPS = 10
 MEMORY = 2 * 2**30
 BATCH_SIZE = 256
+NOT_SEEN = "it has no variation that the {} estimator can see"
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,78 @@ def similarity_sums(
     Raises:
         UserError: differing samples, activations that are not finite, an unknown kernel.
     """
+    return _sums(list(representations), kernel, groups, memory, device, progress)
+
+
+def reliable_sums(
+    representations: Sequence[Representation],
+    *,
+    estimator: str,
+    replicates: bool,
+    kernel: str = "linear",
+    groups: int = GROUPS,
+    memory: int = MEMORY,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Sums:
+    """`similarity_sums`, made anew in float64 where float32 has lost what an estimator needs.
+
+    That is rare: a sample that outweighs all others together, which U-centring nearly takes away.
+
+    Args:
+        representations: as in `similarity_sums`, and so the others.
+        estimator: debiased or biased.
+        replicates: HSIC without a group will be asked for too.
+        kernel: as in `similarity_sums`.
+        groups: as in `similarity_sums`.
+        memory: as in `similarity_sums`.
+        device: as in `similarity_sums`.
+        progress: as in `similarity_sums`.
+
+    Raises:
+        UserError: as in `similarity_sums`.
+    """
     representations = list(representations)
+    rest = (kernel, groups, memory, device, progress)
+    sums = _sums(representations, *rest)
+    unclear = np.flatnonzero(sums.unclear(estimator, replicates=replicates))
+    if not len(unclear):
+        return sums
+    # Few of them, and often nothing at all, such as a layer that is active for one sample.
+    alone = _sums([representations[i] for i in unclear], *rest, exact=True)
+    nothing = np.isnan(alone.hsic(estimator, scaled=False).diagonal())
+    if not nothing.all():
+        return _sums(representations, *rest, exact=True)
+    reasons = list(sums.reasons)
+    for i, reason in zip(unclear, alone.reasons, strict=True):
+        reasons[i] = reason or NOT_SEEN.format(estimator)
+    return replace(sums, reasons=reasons)
+
+
+def _sums(
+    representations: list[Representation],
+    kernel: str,
+    groups: int,
+    memory: int,
+    device: str | torch.device,
+    progress: Progress | None,
+    *,
+    exact: bool = False,
+) -> Sums:
+    """See `similarity_sums`; exact: the Gram form in float64."""
     samples = same_samples(representations)
     # Of a Gram matrix no activations are read, and none take room.
     features = [
         1 if isinstance(one, GramRepresentation) else one.features for one in representations
     ]
     chosen, device = Kernel.of(kernel), torch.device(device)
-    plan = plan_tiles(samples, features, groups, memory)
+    plan = plan_tiles(samples, features, groups, memory // 2 if exact else memory)
     narrow = chosen.name == "linear" and covariance_pays(samples, features, groups, memory)
-    if narrow and not any(isinstance(one, GramRepresentation) for one in representations):
+    if narrow and not exact and not any(isinstance(one, GramRepresentation) for one in representations):
         return covariance_sums(representations, plan, device=device, progress=progress)
-    return gram_sums(representations, plan, chosen, device=device, progress=progress)
+    return gram_sums(
+        representations, plan, chosen, device=device, exact=exact, progress=progress
+    )
 
 
 def hsic_pairs(
@@ -113,7 +174,23 @@ def hsic_pairs(
         UserError: fewer samples than the estimator needs, an unknown estimator or kernel, and as
             in `similarity_sums`.
     """
-    representations = list(representations)
+    return _hsic(
+        list(representations), True, estimator, kernel, groups, batch_size, memory, device, progress
+    )
+
+
+def _hsic(
+    representations: list[Representation],
+    scaled: bool,
+    estimator: str = "debiased",
+    kernel: str = "linear",
+    groups: int = GROUPS,
+    batch_size: int | None = None,
+    memory: int = MEMORY,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Pairs:
+    """See `hsic_pairs`; scaled: as in `Sums.hsic`, but that minibatches are scaled always."""
     samples = same_samples(representations)
     chosen = Kernel.of(kernel)
     if estimator not in ESTIMATORS:
@@ -156,20 +233,26 @@ def hsic_pairs(
     wanted, groups = groups, min(groups, samples)
     intervals = wanted > 1 and samples - -(-samples // groups) >= least
     # Without replicates the groups only shape the tiles.
-    sums = similarity_sums(
-        representations, kernel=kernel, groups=groups if groups > 1 else min(GROUPS, samples),
+    sums = reliable_sums(
+        representations, estimator=estimator, replicates=intervals, kernel=kernel,
+        groups=groups if groups > 1 else min(GROUPS, samples),
         memory=memory, device=device, progress=progress,
     )  # fmt: skip
-    value = sums.hsic(estimator)
+    value = sums.hsic(estimator, scaled=scaled)
     notes = undefined(representations, value, estimator, sums.reasons)
     replicates = None
     if intervals:
-        replicates = np.stack([sums.hsic(estimator, without=group) for group in range(groups)])
+        replicates = np.stack(
+            [sums.hsic(estimator, without=group, scaled=scaled) for group in range(groups)]
+        )
+        replicates[:, np.isnan(value)] = np.nan
         if groups < wanted:
             notes.append(f"{groups} jackknife groups, one a sample, instead of {wanted}")
     elif wanted > 1:
         notes.append(f"no intervals: {samples} samples are too few to leave some out")
     attributes["form"] = sums.form
+    if sums.exact:
+        attributes["precision"] = "float64"
     return Pairs(value, replicates, np.bincount(sums.group_of), attributes, notes)
 
 
@@ -179,7 +262,7 @@ def cka_pairs(representations: Sequence[Representation], **options: Any) -> Pair
     Minibatch: the three HSICs are averaged over batches first and divided last. Never clamped: a
     debiased value can be below 0.
     """
-    pairs = hsic_pairs(representations, **options)
+    pairs = _hsic(list(representations), False, **options)
     return Pairs(
         value=normalised(pairs.value),
         replicates=None if pairs.replicates is None else normalised(pairs.replicates),
@@ -215,7 +298,10 @@ def _minibatch(
             if progress:
                 progress(batch * total + done, batches * total)
 
-        sums = similarity_sums(rows, groups=min(GROUPS, size), progress=advance, **options)
+        sums = reliable_sums(
+            rows, estimator="debiased", replicates=False, groups=min(GROUPS, size),
+            progress=advance, **options,
+        )  # fmt: skip
         totals.add(batch, np.nan_to_num(sums.hsic("debiased"), nan=0.0))
         reasons = [old or new for old, new in zip(reasons, sums.reasons, strict=True)]
     notes = []
@@ -226,10 +312,21 @@ def _minibatch(
         )
     value, replicates = totals.value(), totals.replicates()
     notes += undefined(representations, value, "minibatch", reasons)
-    if replicates is None:
-        notes.append("no intervals: they need several batches and groups")
+    notes += few_groups(replicates, batches)
     attributes = {"batch_size": size, "batches": batches}
     return Pairs(value, replicates, totals.sizes, attributes, notes)
+
+
+def few_groups(replicates: NDArray[np.float64] | None, batches: int) -> list[str]:
+    """What to know about minibatch intervals that rest on few batches."""
+    if replicates is None:
+        return ["no intervals: they need several batches and groups"]
+    if len(replicates) < 5:
+        return [
+            f"intervals rest on {batches} batches only and are not to be relied on; take more "
+            "samples or a smaller --batch-size"
+        ]
+    return []
 
 
 def undefined(
@@ -242,7 +339,7 @@ def undefined(
     known = dict(enumerate(reasons))
     return [
         f"{describe(one)} is nan: "
-        + (known.get(position) or f"it has no variation that the {estimator} estimator can see")
+        + (known.get(position) or NOT_SEEN.format(estimator))
         for position, one in enumerate(representations)
         if np.isnan(value[position, position])
     ]

@@ -31,6 +31,7 @@ def gram_sums(
     kernel: Kernel,
     *,
     device: torch.device,
+    exact: bool = False,
     progress: Progress | None = None,
 ) -> Sums:
     """See `Sums`; cost n²/2·(Σ features + R²) multiplications and additions.
@@ -40,11 +41,13 @@ def gram_sums(
         plan: the cut of the samples.
         kernel: linear or RBF.
         device: where the products are made.
+        exact: in float64, from the very mean of the activations.
         progress: called with the Gram tiles that are done and their number.
     """
     count, groups, block = len(representations), plan.groups, plan.block
     wide = [one.features for one in representations if not isinstance(one, GramRepresentation)]
-    buffers = Buffers(plan, max(wide, default=0), device)
+    dtype = torch.float64 if exact else torch.float32
+    buffers = Buffers(plan, max(wide, default=0), device, dtype)
     sources: list[CentredTiles | GramTiles] = [
         GramTiles(one, plan, device=device)
         if isinstance(one, GramRepresentation)
@@ -55,8 +58,8 @@ def gram_sums(
     padding = [torch.from_numpy(np.flatnonzero(padded)).to(device) for padded in plan.padded]
     totals = _Totals(plan, count, device)
     blocks = groups * groups if len(plan.tiles) > 1 else groups * (groups + 1) // 2
-    stack = torch.empty(blocks, count, block, block, device=device)  # V
-    gram = torch.empty(groups * block, groups * block, device=device)
+    stack = torch.empty(blocks, count, block, block, dtype=dtype, device=device)  # V
+    gram = torch.empty(groups * block, groups * block, dtype=dtype, device=device)
 
     with torch.inference_mode(), full_float32():
         for step, (a, b) in enumerate(plan.pairs):
@@ -80,14 +83,17 @@ def gram_sums(
     diagonal = torch.stack([one.diagonal for one in fitted])  # (R, tiles, groups·block)
     return Sums(
         products=totals.products.cpu().numpy(),
-        touched=totals.touched.cpu().numpy(),
+        left=totals.left.cpu().numpy(),
         # (tiles, G, G, R, block) -> (G summed over, tiles·G·block, R)
         rows=plan.unpadded(totals.rows.permute(2, 0, 1, 4, 3).reshape(groups, -1, count)),
         diagonal=plan.unpadded(diagonal.flatten(1).T[None])[0],
         group_of=plan.group_of,
         scale=np.array([one.scale for one in fitted]),
         form="gram",
+        exact=exact,
+        coarse=np.array([isinstance(one, GramTiles) for one in sources]),
         reasons=[one.degenerate for one in fitted],
+        doubts=np.array([one.doubtful for one in fitted]),
     )
 
 
@@ -107,7 +113,7 @@ class _Totals:
 
     Attributes:
         products: (R, R) see `Sums`.
-        touched: (G, R, R) see `Sums`.
+        left: (G, R, R) see `Sums`.
         rows: (tiles, G, G, R, block) for each row of a block, the sum over columns of a group.
     """
 
@@ -116,7 +122,7 @@ class _Totals:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self.products = zeros(count, count)
-        self.touched = zeros(plan.groups, count, count)
+        self.left = zeros(plan.groups, count, count)
         self.rows = zeros(len(plan.tiles), plan.groups, plan.groups, count, plan.block)
 
     def add(self, stack: Tensor, pairs: list[tuple[int, int]], a: int, b: int) -> None:
@@ -134,9 +140,9 @@ class _Totals:
         part = torch.bmm(flat, flat.transpose(1, 2)).double()
         part[mirrored] *= 2
         self.products += part.sum(0)
-        self.touched.index_add_(0, first, part)
-        other = first != second
-        self.touched.index_add_(0, second[other], part[other])
+        group = torch.arange(len(self.left), device=stack.device)[:, None]
+        stays = ((first != group) & (second != group)).double()  # (G, blocks)
+        self.left += (stays @ part.flatten(1)).view_as(self.left)
         self.rows[a][first, second] += stack.sum(3)
         self.rows[b][second[mirrored], first[mirrored]] += stack.sum(2)[mirrored]
 

@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import UserError
-from repsim.similarity.representation import Batch, Representation, describe
+from repsim.similarity.products import rounding
+from repsim.similarity.representation import (
+    Batch,
+    Representation,
+    describe,
+    refuse_not_finite,
+    unit_for,
+)
 
 # Activations that are taken in at once, bytes.
 _PIECE = 256 * 2**20
+# Mean squared norm below which, and trace above which, products leave float32's range.
+LEAST, MOST = 1e-18, 1e30
 
 
 @runtime_checkable
@@ -142,7 +151,8 @@ def centred_gram(representation: Representation) -> Tensor:
 
     Columns are centred before they are multiplied, by a mean taken in float64: an offset of 1e4
     beside a spread of 1 costs no digits. The product's errors are those of float32, some 1e-6 of
-    the largest entry.
+    the largest entry. Zeros where activations are constant up to `rounding`. Activations whose
+    products leave float32's range are multiplied by a power of two.
 
     Raises:
         UserError: activations that are not finite, naming the sample.
@@ -155,15 +165,32 @@ def centred_gram(representation: Representation) -> Tensor:
     pieces = [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
     total = np.zeros(representation.features)
     for piece in pieces:
-        total += np.asarray(representation.rows(piece.start, piece.stop)).sum(0, dtype=np.float64)
+        values = np.asarray(representation.rows(piece.start, piece.stop))
+        total += values.sum(0, dtype=np.float64)
+        slack = rounding(torch.from_numpy(values[:1].copy()).dtype)
     mean = total / n
     if not np.isfinite(mean).all():
-        _refuse(representation, pieces)
-    kernel = torch.empty(n, n)
+        refuse_not_finite(representation)
+    kernel = _products(representation, pieces, mean, 1.0)
+    trace, unit = float(kernel.diagonal().double().sum()), 1.0
+    if not LEAST * n < trace < MOST:
+        unit = unit_for(representation, mean, rows)
+        kernel = _products(representation, pieces, mean, unit)
+        trace = float(kernel.diagonal().double().sum())
+    if trace <= slack**2 * n * float(np.square(mean * unit).sum()):
+        kernel.zero_()
+    return kernel
+
+
+def _products(
+    representation: Representation, pieces: list[slice], mean: NDArray[np.float64], unit: float
+) -> Tensor:
+    """Inner products (n, n) float32 of unit·(activations - mean), read in pieces."""
+    kernel = torch.empty(representation.samples, representation.samples)
 
     def centred(piece: slice) -> NDArray[np.float32]:
-        values = representation.rows(piece.start, piece.stop)
-        return (values - mean).astype(np.float32)
+        values = representation.rows(piece.start, piece.stop) - mean
+        return (values if unit == 1 else values * unit).astype(np.float32)
 
     for i, first in enumerate(pieces):
         left = centred(first)
@@ -171,8 +198,6 @@ def centred_gram(representation: Representation) -> Tensor:
         for second in pieces[i + 1 :]:
             block = torch.from_numpy(left @ centred(second).T)
             kernel[first, second], kernel[second, first] = block, block.T
-    if not bool(kernel.diagonal().isfinite().all()):
-        _refuse(representation, pieces)
     return kernel
 
 
@@ -181,18 +206,3 @@ def _centred(kernel: Tensor) -> Tensor:
     rows = kernel.mean(1, dtype=torch.float64)
     shift = rows - rows.mean() / 2
     return (kernel - shift[:, None] - shift[None, :]).float()
-
-
-def _refuse(representation: Representation, pieces: list[slice]) -> None:
-    for piece in pieces:
-        bad = ~np.isfinite(representation.rows(piece.start, piece.stop)).all(1)
-        if bad.any():
-            sample = piece.start + int(np.flatnonzero(bad)[0])
-            raise UserError(
-                f"{describe(representation)} expects finite activations; sample {sample} has NaN "
-                "or infinity; look at the network's input there, or leave the layer out"
-            )
-    raise UserError(
-        f"{describe(representation)} expects activations whose squares float32 can hold; they are "
-        "larger; scale them down (CKA does not change)"
-    )

@@ -10,7 +10,8 @@ the biased one is, m = n - 1,
 
     [Σ_ij k_ij·l_ij - 2·a_i + k_ii·l_ii - 2/m·(a_i - k_ii·l_ii) + k_ii·l_ii/m²] / (m - 1)².
 
-So one row-wise product of two Gram matrices holds all n values.
+So one row-wise product of two Gram matrices holds all n values, but of an image that makes nearly
+all of a sum: its value is the difference of large numbers, and is computed anew.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ from repsim.similarity.representation import Representation, same_samples
 from repsim.similarity.strata import (
     LEAST,
     Strata,
+    centre,
     centred_kernels,
     check_memory,
     gram_bytes,
     weight,
 )
+
+MOST = 1e-3  # what is left of a square without an image below which it is computed anew
+ROUNDING = 1e-13  # of a matrix, by centring it in float64
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def influence(
     """The CKA of each row's representation with the column's beside it, without each sample.
 
     Exact: what CKA of the other samples alone would be (an RBF's bandwidth stays that of all).
-    Costs the Gram matrices and three row-wise products for each pair.
+    Costs the Gram matrices in float64 and three row-wise products for each pair.
 
     Args:
         rows: L representations.
@@ -90,41 +95,71 @@ def influence(
             f"the influence of single images expects at least {LEAST[estimator] + 1}, so that the "
             f"{estimator} estimator is left enough; got {max(map(len, strata))}"
         )
-    largest = 4 * max(map(len, strata)) ** 2
-    check_memory(2 * gram_bytes(strata) + 3 * largest, memory, "influence", samples, 2)
+    largest = 8 * max(map(len, strata)) ** 2
+    check_memory(4 * gram_bytes(strata) + 3 * largest, memory, "influence", samples, 2)
     value = np.zeros(len(rows))
     without = np.zeros((samples, len(rows)))
     for layer, (x, y) in enumerate(zip(rows, columns, strict=True)):
         K, L = (
-            centred_kernels(one, strata, estimator=estimator, kernel=kernel, memory=memory).values
+            centred_kernels(
+                one, strata, estimator=estimator, kernel=kernel, memory=memory, exact=True
+            ).values
             for one in (x, y)
         )
-        sums = [_without(a, b, strata, estimator, samples) for a, b in ((K, L), (K, K), (L, L))]
-        (xy, each_xy), (xx, each_xx), (yy, each_yy) = sums
-        value[layer] = xy / np.sqrt(xx * yy)
-        without[:, layer] = each_xy / np.sqrt(each_xx * each_yy)
+        whole = np.zeros((3, len(strata)))  # of K with L, K with K, L with L
+        less = np.full((3, samples), np.nan)
+        for number, (k, l, here) in enumerate(zip(K, L, strata, strict=True)):  # noqa: E741
+            square, rest = _without(k, l, estimator)
+            whole[:, number] = weight(len(here), estimator) * square
+            less[:, here] = weight(len(here) - 1, estimator) * rest
+        for number, here in enumerate(strata):  # no difference of sums: an image may be nearly all
+            less[:, here] += np.delete(whole, number, 1).sum(1)[:, None]
+        value[layer] = _cka(whole.sum(1))
+        without[:, layer] = _cka(less)
+        elsewhere = np.setdiff1d(np.arange(samples), np.concatenate(strata))
+        without[elsewhere, layer] = value[layer]
         if progress:
             progress(layer + 1, len(rows))
     return Influence(value, without)
 
 
+def _cka(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3, ...) sums of K with L, K with K and L with L to CKA; nan where one does not vary."""
+    defined = (sums[1] > 0) & (sums[2] > 0)
+    norm = np.sqrt(np.where(defined, sums[1], 1)) * np.sqrt(np.where(defined, sums[2], 1))
+    return np.asarray(np.where(defined, sums[0] / norm, np.nan))
+
+
 def _without(
-    K: list[Tensor], L: list[Tensor], strata: Strata, estimator: str, samples: int
-) -> tuple[float, NDArray[np.float64]]:
-    """Σ n_s·HSIC_s, and (n,) the same without each sample."""
-    total = 0.0
-    change = np.zeros(samples)
-    for k, l, rows in zip(K, L, strata, strict=True):  # noqa: E741
-        n = len(rows)
-        each = (k * l).sum(1, dtype=torch.float64).numpy()
-        square = float(each.sum())
-        if estimator == "biased":
-            m = n - 1
-            own = (k.diagonal().double() * l.diagonal().double()).numpy()
-            rest = square - 2 * each + own - 2 / m * (each - own) + own / m**2
-        else:
-            rest = square - 2 * each * (n - 2) / (n - 3)
-        here = weight(n, estimator) * square
-        total += here
-        change[rows] = weight(n - 1, estimator) * rest - here
-    return total, total + change
+    k: Tensor,
+    l: Tensor,  # noqa: E741
+    estimator: str,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """⟨K, L⟩, ⟨K, K⟩ and ⟨L, L⟩ of one stratum, (3,), and the same without each image, (3, n).
+
+    By the formulas above; of an image that makes nearly all of a square, which would be lost in
+    the difference, from the matrices without it, centred again.
+    """
+    n = len(k)
+    both = ((k, l), (k, k), (l, l))
+    each = np.stack([(a * b).sum(1).numpy() for a, b in both])
+    square = each.sum(1)
+    if estimator == "biased":
+        m = n - 1
+        own = np.stack([(a.diagonal() * b.diagonal()).numpy() for a, b in both])
+        rest = square[:, None] - 2 * each + own - 2 / m * (each - own) + own / m**2
+    else:
+        rest = square[:, None] - 2 * each * (n - 2) / (n - 3)
+    lost = (rest[1:] < MOST * square[1:, None]).any(0)
+    for image in np.flatnonzero(lost):
+        stay = torch.from_numpy(np.delete(np.arange(n), image))
+        x, y = (_recentred(matrix[stay][:, stay], estimator) for matrix in (k, l))
+        rest[:, image] = [float((a * b).sum()) for a, b in ((x, y), (x, x), (y, y))]
+    return square, rest
+
+
+def _recentred(kernel: Tensor, estimator: str) -> Tensor:
+    """Centred over fewer images; zeros where that leaves rounding only."""
+    before = torch.linalg.vector_norm(kernel)
+    centre(kernel, zero_diagonal=estimator != "biased")
+    return kernel if bool(torch.linalg.vector_norm(kernel) > ROUNDING * before) else kernel.zero_()

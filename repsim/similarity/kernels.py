@@ -17,6 +17,13 @@ from repsim.similarity.centred import CentredTiles, GramTiles
 KERNELS = ("linear", "rbf")
 CONSTANT = "constant activations"
 MEDIAN_SAMPLES = 2000  # rows from which the median distance is taken, where there are more
+HALF_EQUAL = "half of the distances between samples are 0"
+# Squared distances this small beside the squared norms are rounding: of float32 inner products,
+# and of float64 ones.
+SAME_FLOAT32, SAME = 1e-6, 1e-13
+# Float32 inner products are good enough where the largest squared norm is at most so many times the
+# median squared distance.
+FAR = 1e4
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Fitted(Protocol):
 
     Attributes:
         scale: size of the kernel that was divided out.
+        doubtful: float32 inner products do not give this kernel, and float64 ones would.
         diagonal: (tiles, groups·block) float64 the same for i = j, 0 where padded.
         degenerate: why this representation has no kernel; "" if it has one.
     """
@@ -73,6 +81,7 @@ class Fitted(Protocol):
     scale: float
     diagonal: Tensor
     degenerate: str
+    doubtful: bool
 
     def apply_(self, products: Tensor, a: int, b: int) -> None:
         """From inner products of tiles a and b, (groups·block, groups·block), in place."""
@@ -83,23 +92,30 @@ class Linear:
 
     The rows of the centred K, diagonal set to zero, sum to -k_ii, so U-centring is known before
     the products are: K_ij + k_ii/(n-2) + k_jj/(n-2) - tr K/((n-1)(n-2)) (Székely and Rizzo 2014).
+
+    Attributes:
+        size: `scale` of the numbers that `CentredTiles` gives, in its unit.
     """
+
+    doubtful = False
 
     def __init__(self, source: CentredTiles | GramTiles) -> None:
         samples = source.plan.samples
         self.degenerate = CONSTANT if source.constant else ""
-        self.scale = 1.0 if source.constant else float(source.norms.sum()) / samples
-        norms = source.norms / self.scale
+        self.size = 1.0 if source.constant else float(source.norms.sum()) / samples
+        self.scale = self.size / source.unit**2
+        norms = source.norms / self.size
         inner = max(samples - 2, 1)
         shift = norms / inner - norms.sum() / (2 * max(samples - 1, 1) * inner)
         self.diagonal = norms + 2 * shift
         for tile, padded in enumerate(source.plan.padded):
             self.diagonal[tile, torch.from_numpy(padded).to(source.device)] = 0
-        self._shift = shift.float()
+        self._shift = shift
 
     def apply_(self, products: Tensor, a: int, b: int) -> None:
         """Scale and U-centre."""
-        products.mul_(1 / self.scale).add_(self._shift[a][:, None]).add_(self._shift[b])
+        left, right = (self._shift[tile].to(products.dtype) for tile in (a, b))
+        products.mul_(1 / self.size).add_(left[:, None]).add_(right)
 
 
 class RBF:
@@ -107,31 +123,48 @@ class RBF:
 
     The kernel's value at the median distance is subtracted from all (see `Fitted`). Source of the
     bandwidth: Kornblith et al. 2019, section 3. The median is over all pairs of at most
-    `MEDIAN_SAMPLES` rows; of more samples so many are drawn with a fixed seed.
+    `MEDIAN_SAMPLES` rows; of more samples so many are drawn with a fixed seed. Distances that are
+    no more than rounding are 0.
     """
 
     scale = 1.0
 
     def __init__(self, source: CentredTiles | GramTiles, fraction: float) -> None:
-        median = 0.0 if source.constant else median_distance(source)
+        same = _same(source)
+        median = 0.0 if source.constant else median_distance(source, same)
         if source.constant:
             self.degenerate = CONSTANT
         else:
-            self.degenerate = "" if median else "half of the distances between samples are 0"
+            self.degenerate = "" if median else HALF_EQUAL
+        unsure = same == 0 and float(source.norms.max()) > FAR * median**2
+        self.doubtful = unsure and not source.constant
+        if self.doubtful:
+            self.degenerate = ""  # float64 decides
         self._gamma = 1 / (2 * (fraction * median) ** 2) if median else 0.0
-        self._norms = (source.norms * self._gamma).float()
+        self._norms = source.norms * self._gamma
+        self._same = same
         self._level = math.exp(-1 / (2 * fraction**2))
         real = torch.from_numpy(~np.stack(source.plan.padded)).to(source.device)
         self.diagonal = (1 - self._level) * real.double()
 
     def apply_(self, products: Tensor, a: int, b: int) -> None:
         """Squared distances, then the exponential."""
-        products.mul_(2 * self._gamma).sub_(self._norms[a][:, None]).sub_(self._norms[b])
+        left, right = (self._norms[tile].to(products.dtype) for tile in (a, b))
+        products.mul_(2 * self._gamma).sub_(left[:, None]).sub_(right)
+        if self._same:
+            products.masked_fill_(products >= -self._same * (left[:, None] + right), 0)
         products.clamp_(max=0).exp_().sub_(self._level)
 
 
-def median_distance(source: CentredTiles | GramTiles) -> float:
-    """Median Euclidean distance between different samples."""
+def _same(source: CentredTiles | GramTiles) -> float:
+    """What part of the squared norms a squared distance of 0 can be; 0: not known, leave it."""
+    if isinstance(source, GramTiles):
+        return SAME_FLOAT32
+    return SAME if source.exact else 0.0
+
+
+def median_distance(source: CentredTiles | GramTiles, same: float) -> float:
+    """Median Euclidean distance between different samples; `same` as in `_same`."""
     plan = source.plan
     chosen = np.arange(plan.samples)
     if plan.samples > MEDIAN_SAMPLES:
@@ -143,8 +176,9 @@ def median_distance(source: CentredTiles | GramTiles) -> float:
     distances = []
     for a, b in plan.pairs:
         rows, columns = places[a].to(source.device), places[b].to(source.device)
-        squares = source.norms[a][rows][:, None] + source.norms[b][columns]
-        squares -= 2 * source.inner(a, b, rows, columns)
+        both = source.norms[a][rows][:, None] + source.norms[b][columns]
+        squares = both - 2 * source.inner(a, b, rows, columns)
+        squares.masked_fill_(squares <= same * both, 0)
         if a == b:
             over = torch.triu_indices(len(rows), len(rows), 1, device=source.device)
             squares = squares[over[0], over[1]]

@@ -14,30 +14,57 @@ import torch
 from torch import Tensor
 
 from repsim.similarity.declaration import RIGID, Declaration
-from repsim.similarity.exact import nuclear_norm
+from repsim.similarity.exact import nuclear_norm, rank_floor
 from repsim.similarity.prepared import GramMeasure
 
 
-def factor(kernel: Tensor) -> Tensor:
-    """F (n, rank) with F Fᵀ = K: activations in their own principal axes.
+TOLD = 1e-3  # of s; what smaller directions are worth goes unsaid
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Activations in their own principal axes.
+
+    Attributes:
+        factor: (n, rank) F with F Fᵀ = K/tr K.
+        unsure: by how much s can be wrong at most for the directions that are lost in rounding.
+    """
+
+    factor: Tensor
+    unsure: float
+
+
+def shape_of(kernel: Tensor, coarse: bool) -> Shape:
+    """From a centred Gram matrix (n, n); coarse: of float32 numbers.
 
     The rank is at most the smaller of samples - 1 and features: the side on which products of
     factors are small.
     """
     sizes, vectors = torch.linalg.eigh(kernel)
-    real = sizes > sizes[-1] * len(sizes) * torch.finfo(sizes.dtype).eps
-    return vectors[:, real] * sizes[real].sqrt()
+    real = sizes > rank_floor(sizes, coarse)
+    factor = vectors[:, real] * sizes[real].sqrt()
+    # |Eᵀ Y|_* ≤ |E|·|Y| of the part E that is left out.
+    lost = float((sizes[~real].clamp(min=0).sum() / sizes.sum()).sqrt()) if coarse else 0.0
+    return Shape(factor / torch.linalg.vector_norm(factor), lost)
 
 
-class _Procrustes(GramMeasure[Tensor]):
-    def of_gram(self, kernel: Tensor) -> Tensor:
+class _Procrustes(GramMeasure[Shape]):
+    def of_gram(self, kernel: Tensor, coarse: bool) -> Shape:
         """A factor of norm 1."""
-        found = factor(kernel)
-        return found / torch.linalg.vector_norm(found)
+        return shape_of(kernel, coarse)
 
-    def nuclear(self, x: Tensor, y: Tensor) -> float:
+    def nuclear(self, x: Shape, y: Shape) -> float:
         """|XᵀY|_* ≤ 1, of factors of norm 1; above 1 by rounding only."""
-        return min(nuclear_norm(x.T @ y), 1.0)
+        return min(nuclear_norm(x.factor.T @ y.factor), 1.0)
+
+    def remark(self, state: Shape) -> str:
+        """Directions that float32 has lost."""
+        if state.unsure <= TOLD:
+            return ""
+        return (
+            "its inner products are float32, in which its smallest directions are rounding and are "
+            f"left out; they change |XᵀY|_* by at most {state.unsure:.0e}; activations have them"
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +78,7 @@ class Procrustes(_Procrustes):
         "arXiv 2110.14739",
     )  # fmt: skip
 
-    def between(self, x: Tensor, y: Tensor) -> float:
+    def between(self, x: Shape, y: Shape) -> float:
         """See the class."""
         return math.sqrt(2 - 2 * self.nuclear(x, y))
 
@@ -66,7 +93,7 @@ class AngularProcrustes(_Procrustes):
         "Williams et al. 2021, arXiv 2110.14739",
     )  # fmt: skip
 
-    def between(self, x: Tensor, y: Tensor) -> float:
+    def between(self, x: Shape, y: Shape) -> float:
         """See the class."""
         return math.acos(self.nuclear(x, y))
 

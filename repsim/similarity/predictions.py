@@ -12,9 +12,8 @@ from torch import Tensor
 
 from repsim.errors import UserError
 from repsim.similarity.declaration import Declaration, Invariance
-from repsim.similarity.exact import refuse_not_finite
 from repsim.similarity.prepared import PreparedMeasure, Undefined
-from repsim.similarity.representation import Representation, describe
+from repsim.similarity.representation import Representation, describe, refuse_not_finite
 
 LOGITS = "logits"  # the name of the layer that holds them
 

@@ -21,6 +21,7 @@ from repsim.similarity.declaration import Declaration
 from repsim.similarity.estimate import GROUPS, MEMORY, Pairs
 from repsim.similarity.exact import exact_gram, recentred
 from repsim.similarity.gram import Progress
+from repsim.similarity.grams import GramRepresentation
 from repsim.similarity.representation import (
     ArrayRepresentation,
     Representation,
@@ -362,20 +363,40 @@ def is_constant(kernel: Tensor, source: Tensor) -> bool:
     return not bool(kernel.diagonal().sum() > 1e-13 * source.diagonal().sum())
 
 
-class GramMeasure(PreparedMeasure[Tensor, State]):
+@dataclass(frozen=True)
+class Inner:
+    """The inner products of the samples.
+
+    Attributes:
+        kernel: (n, n) float64, centred.
+        coarse: it holds float32 numbers: there are no activations to make it of.
+    """
+
+    kernel: Tensor
+    coarse: bool
+
+
+class GramMeasure(PreparedMeasure[Inner, State]):
     """A measure for which the inner products of the samples are enough."""
 
-    def fetch(self, one: Representation, device: torch.device) -> Tensor:
-        """The centred Gram matrix, (n, n) float64."""
-        return exact_gram(one, device)
+    def fetch(self, one: Representation, device: torch.device) -> Inner:
+        """The centred Gram matrix."""
+        return Inner(exact_gram(one, device), isinstance(one, GramRepresentation))
 
-    def prepare(self, source: Tensor, stay: Tensor | None, samples: int) -> State | Undefined:
+    def prepare(self, source: Inner, stay: Tensor | None, samples: int) -> State | Undefined:
         """From the Gram matrix of the samples that stay, centred over them."""
-        kernel = source if stay is None else recentred(source[stay][:, stay])
-        if is_constant(kernel, source):
+        kernel = source.kernel
+        if stay is not None:
+            kernel = recentred(kernel[stay][:, stay])
+        if is_constant(kernel, source.kernel):
             return Undefined(CONSTANT)
-        return self.of_gram(kernel)
+        return self.of_gram(kernel, source.coarse)
 
     @abstractmethod
-    def of_gram(self, kernel: Tensor) -> State | Undefined:
-        """What pairs need, from a centred Gram matrix (n, n) float64 that is not 0."""
+    def of_gram(self, kernel: Tensor, coarse: bool) -> State | Undefined:
+        """What pairs need.
+
+        Args:
+            kernel: a centred Gram matrix (n, n) float64 that is not 0.
+            coarse: see `Inner`.
+        """

@@ -10,9 +10,15 @@ from torch import Tensor
 # centring costs no second trip to memory.
 _COLUMNS = 8192
 _COLUMNS_CUDA = 1 << 17
-# Centred rows this small beside the mean, as a part of its square, are float32's rounding of
-# equal rows, not a representation.
-_CONSTANT = 1e-12
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The spread, as a part of the mean, up to which rows count as equal: 8 units of rounding.
+
+    A network's arithmetic leaves so much of equal inputs. Half precision is held to float32, in
+    which it is computed: its own unit would take a layer with one huge feature for constant.
+    """
+    return 8 * min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 @torch.no_grad()
@@ -27,7 +33,7 @@ def sample_products(output: Tensor) -> Tensor:
             order of the features, so none is copied into another order.
 
     Returns:
-        Zeros where all rows are equal.
+        Zeros where all rows are equal, up to `rounding`.
     """
     rows = _rows(output)
     count, width = rows.shape
@@ -58,7 +64,7 @@ def sample_products(output: Tensor) -> Tensor:
         torch.set_float32_matmul_precision(before)
     means = total.mean(1)  # what the mean's own rounding has left
     total -= means[:, None] + means - means.mean()
-    total *= total.diagonal().mean() > _CONSTANT * level
+    total *= total.diagonal().mean() > rounding(rows.dtype) ** 2 * level
     return total.float()
 
 

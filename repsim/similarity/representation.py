@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import UserError
@@ -155,3 +156,43 @@ def same_samples(representations: list[Representation]) -> int:
                 "match the rows by sample id first"
             )
     return first.samples
+
+
+def unit_for(representation: Representation, origin: NDArray[np.float64], rows: int) -> float:
+    """The power of two that brings the activations, seen from an origin, to a size near 1.
+
+    Args:
+        representation: n samples, which are read.
+        origin: (features,) near their mean.
+        rows: that are read at once.
+
+    Raises:
+        UserError: NaN or infinity.
+    """
+    size = 0.0
+    for start in range(0, representation.samples, rows):
+        stop = min(start + rows, representation.samples)
+        values = np.array(representation.rows(start, stop), dtype=np.float64)
+        largest = float(np.abs(values - origin).max(initial=0.0))
+        if not largest < np.inf:  # of NaN too, which max() would pass over
+            refuse_not_finite(representation)
+        size = max(size, largest)
+    return float(2.0 ** np.clip(-np.frexp(size)[1], -1000, 1000)) if size else 1.0
+
+
+def refuse_not_finite(representation: Representation) -> None:
+    """Name the first sample with NaN or infinity.
+
+    Raises:
+        UserError: always.
+    """
+    for sample in range(representation.samples):
+        if not np.isfinite(representation.rows(sample, sample + 1)).all():
+            raise UserError(
+                f"{describe(representation)} expects finite activations; sample {sample} has NaN "
+                "or infinity; look at the network's input there, or leave the layer out"
+            )
+    raise UserError(
+        f"{describe(representation)} expects activations whose squares float64 can hold; they are "
+        "larger; scale them down"
+    )

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from repsim.errors import UserError
 from repsim.similarity.estimate import BATCH_SIZE
-from repsim.similarity.grams import centred_gram
-from repsim.similarity.kernels import MEDIAN_SAMPLES, Kernel
+from repsim.similarity.exact import exact_gram
+from repsim.similarity.grams import GramRepresentation, centred_gram
+from repsim.similarity.kernels import FAR, MEDIAN_SAMPLES, SAME, SAME_FLOAT32, Kernel
 from repsim.similarity.representation import Representation
 from repsim.similarity.subset import in_memory, subset
-from repsim.similarity.sums import NOTHING
+from repsim.similarity.sums import BLURRED, NOTHING
 
 Strata = list[NDArray[np.int64]]
 
@@ -36,7 +37,7 @@ class Kernels:
     itself is 1: then HSIC is CKA.
 
     Attributes:
-        values: (n_s, n_s) float32 of each stratum.
+        values: (n_s, n_s) of each stratum, float32 unless asked for in float64.
         defined: False where the representation does not vary; the values are nan then.
     """
 
@@ -102,8 +103,11 @@ def centred_kernels(
     estimator: str,
     kernel: str = "linear",
     memory: int,
+    exact: bool = False,
 ) -> Kernels:
     """The kernel matrices of a representation; from its activations or its Gram matrix.
+
+    Made in float64 where a sample outweighs all others so far that float32 has lost them.
 
     Args:
         representation: of n samples.
@@ -111,6 +115,7 @@ def centred_kernels(
         estimator: debiased, biased or minibatch.
         kernel: linear, rbf or rbf:FRACTION of the stratum's median distance.
         memory: activations that need less are read once, not once a stratum.
+        exact: the matrices are float64.
 
     Raises:
         UserError: activations that are not finite.
@@ -119,26 +124,43 @@ def centred_kernels(
     in_reach = 4 * n * representation.features <= memory
     if len(strata) > 1 and in_reach:
         whole = in_memory(whole)
+    parts = [whole if len(rows) == n else subset(whole, rows) for rows in strata]
     chosen = Kernel.of(kernel)
-    values, square, trace = [], 0.0, 0.0
-    for rows in strata:
-        one = whole if len(rows) == n else subset(whole, rows)
-        matrix = centred_gram(one)
+    found, clear = _kernels(parts, chosen, estimator, exact=exact)
+    if not clear and not exact and not isinstance(representation, GramRepresentation):
+        found, _ = _kernels(parts, chosen, estimator, exact=True)
+        found = Kernels([matrix.float() for matrix in found.values], found.defined)
+    return found
+
+
+def _kernels(
+    parts: list[Representation], chosen: Kernel, estimator: str, *, exact: bool
+) -> tuple[Kernels, bool]:
+    """See `centred_kernels`; and whether the matrices are as good as their type allows."""
+    values, square, least, clear = [], 0.0, 0.0, True
+    for one in parts:
+        n, factor = one.samples, weight(one.samples, estimator)
+        matrix = exact_gram(one, torch.device("cpu")) if exact else centred_gram(one)
         if chosen.bandwidth is not None:
-            _rbf(matrix, chosen.bandwidth)
-        factor = weight(len(rows), estimator)
-        level = matrix.diagonal().double().sum() - matrix.sum(dtype=torch.float64) / len(rows)
-        _centre(matrix, zero_diagonal=estimator != "biased")
+            same = SAME if exact and not isinstance(one, GramRepresentation) else SAME_FLOAT32
+            clear &= _rbf(matrix, chosen.bandwidth, same)
+        rows = matrix.mean(1, dtype=torch.float64)
+        own = matrix.diagonal().double() - 2 * rows + rows.mean()
+        trace, squares = float(own.sum()), float(own.square().sum())
+        centre(matrix, zero_diagonal=estimator != "biased")
         values.append(matrix)
-        square += factor * float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
-        trace += factor * float(level) ** 2
-    defined = square > NOTHING * trace
+        here = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+        square += factor * here
+        least += factor * NOTHING * (trace**2 - (0 if estimator == "biased" else squares))
+        if estimator != "biased":
+            clear &= here >= BLURRED / n * squares
+    defined = square > least
     for matrix in values:
         matrix.div_(square**0.5) if defined else matrix.fill_(torch.nan)
-    return Kernels(values, defined)
+    return Kernels(values, defined), clear
 
 
-def _centre(kernel: Tensor, *, zero_diagonal: bool) -> None:
+def centre(kernel: Tensor, *, zero_diagonal: bool) -> None:
     """U-centring or H·K·H in place; sums in float64."""
     n = len(kernel)
     if zero_diagonal:
@@ -153,10 +175,18 @@ def _centre(kernel: Tensor, *, zero_diagonal: bool) -> None:
         kernel.fill_diagonal_(0)
 
 
-def _rbf(kernel: Tensor, fraction: float) -> None:
-    """exp(-d²/(2σ²)), σ = fraction × the median distance, in place of inner products."""
+def _rbf(kernel: Tensor, fraction: float, same: float) -> bool:
+    """exp(-d²/(2σ²)), σ = fraction × the median distance, in place of inner products.
+
+    Squared distances of no more than `same` of the squared norms are rounding, and 0.
+
+    Returns:
+        Whether the inner products were good enough; see `repsim.similarity.kernels.FAR`.
+    """
     norms = kernel.diagonal().clone()
-    kernel.mul_(-2).add_(norms[:, None]).add_(norms).clamp_(min=0)
+    both = norms[:, None] + norms
+    kernel.mul_(-2).add_(both)
+    kernel.masked_fill_(kernel <= same * both, 0)
     chosen = np.arange(len(kernel))
     if len(kernel) > MEDIAN_SAMPLES:  # the same draw as in `repsim.similarity.kernels`
         draw = np.random.default_rng(0)
@@ -167,6 +197,7 @@ def _rbf(kernel: Tensor, fraction: float) -> None:
         kernel.mul_(-1 / (2 * (fraction * median) ** 2)).exp_()
     else:
         kernel.zero_()
+    return float(norms.max()) <= FAR * median**2
 
 
 def check_memory(needed: int, memory: int, what: str, samples: int, layers: int) -> None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# A U-centred Gram matrix whose squares are this small a part of the squared trace is rounding
-# error of float32 products (a part of about 4e-15), not a representation.
+# A U-centred Gram matrix whose squares are this small a part of Σ_{i≠j} k_ii·k_jj is rounding error
+# of float32 products (a part of about 4e-15), not a representation. The sum leaves out i = j: of a
+# layer that a few samples dominate, the products of these with the others are well known.
 NOTHING = 1e-12
+# The same for a trace, beside that of all samples, in float64.
+GONE = 1e-13
+# Float32 sums are content where what cancels in them is no larger than so many times the result,
+# and where the squares are no less than this part of the mean squared diagonal.
+CANCELS, BLURRED = 30.0, 1e-4
+# Covariances are in float64, but hold the diagonal, which is subtracted.
+CANCELS_COVARIANCE, BLURRED_COVARIANCE = 1e8, 1e-8
 
 
 @dataclass(frozen=True)
@@ -22,30 +31,36 @@ class Sums:
 
     Attributes:
         products: (R, R) sum over i ≠ j of k_ij·l_ij.
-        touched: (G, R, R) the part of it with i or j in the group.
+        left: (G, R, R) the part of it with neither i nor j in the group.
         rows: (G, n, R) for each sample i the sum of k_ij over j ≠ i in the group.
         diagonal: (n, R) k_ii.
         group_of: (n,) the group of each sample.
         scale: (R,) what a kernel was divided by.
         form: "gram" or "covariance": how the products were made.
+        exact: they were made in float64.
+        coarse: (R,) of this one there are float32 inner products only.
         reasons: for each representation why it has no kernel; "" if it has one.
+        doubts: (R,) its kernel itself is not as good as float32 numbers can be.
     """
 
     products: Array
-    touched: Array
+    left: Array
     rows: Array
     diagonal: Array
     group_of: NDArray[np.int64]
     scale: Array
     form: str
+    exact: bool
+    coarse: NDArray[np.bool_]
     reasons: list[str]
+    doubts: NDArray[np.bool_]
 
     @property
     def samples(self) -> int:
         """n."""
         return len(self.group_of)
 
-    def hsic(self, estimator: str, *, without: int | None = None) -> Array:
+    def hsic(self, estimator: str, *, without: int | None = None, scaled: bool = True) -> Array:
         """HSIC of every pair, (R, R) float64.
 
         Debiased, n ≥ 4 (Song et al. 2012, equation 5):
@@ -55,30 +70,108 @@ class Sums:
         Args:
             estimator: "debiased" or "biased".
             without: a group whose samples are left out, as if they had never been there.
+            scaled: False for kernels in units of `scale`, whatever the size of activations; CKA is
+                the same.
 
         Returns:
             nan in the row and the column of a representation that does not vary, or (debiased) no
             more than u_i + u_j does, such as a layer that is active for one sample only.
         """
-        products, rows, diagonal = self.products, self.rows.sum(0), self.diagonal
-        if without is not None:
-            stay = self.group_of != without
-            products = products - self.touched[without]
-            rows, diagonal = (rows - self.rows[without])[stay], diagonal[stay]
+        parts = self._parts(without)
+        products, rows, diagonal = parts
         n = len(rows)
-        trace = diagonal.sum(0) - (rows + diagonal).sum(0) / n  # of the centred kernel
         if estimator == "biased":
             rows = rows + diagonal
-            total = rows.sum(0)
             square = products + diagonal.T @ diagonal - 2 / n * (rows.T @ rows)
-            square += np.outer(total, total) / n**2
+            square += np.outer(rows.sum(0), rows.sum(0)) / n**2
             norm = (n - 1) ** 2
         else:
             total = rows.sum(0)
             square = products - 2 / (n - 2) * (rows.T @ rows)
             square += np.outer(total, total) / ((n - 1) * (n - 2))
             norm = n * (n - 3)
-        nothing = (square.diagonal() <= NOTHING * trace**2) | np.array([*map(bool, self.reasons)])
+        nothing = self._look(estimator, *parts).nothing
         square = (square + square.T) / 2
         square[nothing, :] = square[:, nothing] = np.nan
-        return np.asarray(square * np.outer(self.scale, self.scale) / norm)
+        return np.asarray(square * (np.outer(self.scale, self.scale) if scaled else 1) / norm)
+
+    def unclear(self, estimator: str, *, replicates: bool) -> NDArray[np.bool_]:
+        """(R,) of which representations too many digits are lost, and float64 would have them.
+
+        Args:
+            estimator: "debiased" or "biased".
+            replicates: look at what each group leaves too.
+        """
+        if self.exact:
+            return np.zeros(len(self.scale), dtype=np.bool_)
+        gram, groups = self.form == "gram", range(len(self.left)) if replicates else ()
+        limit = CANCELS if gram else CANCELS_COVARIANCE
+        found = np.zeros(len(self.scale), dtype=np.bool_)
+        known = self.coarse.copy()  # as well as can be
+        for without in (None, *groups):
+            look = self._look(estimator, *self._parts(without))
+            if without is None:
+                known |= look.nothing
+            lost = limit * look.square < look.cancelled
+            if estimator != "biased":  # whose squares hold the diagonal
+                blurred = BLURRED / len(look.own) if gram else BLURRED_COVARIANCE
+                lost |= look.square < blurred * np.square(look.own).sum(0)
+            found |= lost
+        return np.asarray((found & ~known) | self.doubts)
+
+    def _parts(self, without: int | None) -> tuple[Array, Array, Array]:
+        """Of the samples that stay: products (R, R), row sums and diagonal (n, R)."""
+        if without is None:
+            return self.products, self.rows.sum(0), self.diagonal
+        stay = self.group_of != without
+        others = np.arange(len(self.rows)) != without
+        rows = np.tensordot(others.astype(np.float64), self.rows, 1)  # no difference of sums
+        return self.left[without], rows[stay], self.diagonal[stay]
+
+    @cached_property
+    def _trace(self) -> Array:
+        """(R,) of the centred kernels of all samples."""
+        return np.asarray(self._own(*self._parts(None)[1:]).sum(0))
+
+    @staticmethod
+    def _own(rows: Array, diagonal: Array) -> Array:
+        """(n, R) k_ii of the centred kernel."""
+        n, whole = len(rows), rows + diagonal
+        return np.asarray(diagonal - 2 / n * whole + whole.sum(0) / n**2)
+
+    def _look(self, estimator: str, products: Array, rows: Array, diagonal: Array) -> _Look:
+        """How much of each kernel there is, and what of it is rounding; arguments of `_parts`."""
+        n = len(rows)
+        own = self._own(rows, diagonal)
+        trace, squares = own.sum(0), products.diagonal()
+        if estimator == "biased":
+            rows = rows + diagonal
+            parts = np.square(rows).sum(0) * 2 / n, np.square(rows.sum(0)) / n**2
+            squares = squares + np.square(diagonal).sum(0)
+            bulk = trace**2
+        else:
+            parts = np.square(rows).sum(0) * 2 / (n - 2), rows.sum(0) ** 2 / ((n - 1) * (n - 2))
+            bulk = trace**2 - np.square(own).sum(0)
+        square, cancelled = squares - parts[0] + parts[1], squares + parts[0] + parts[1]
+        nothing = square <= NOTHING * np.where(self.coarse, np.maximum(bulk, cancelled), bulk)
+        nothing |= np.array([*map(bool, self.reasons)], dtype=np.bool_)
+        if n < self.samples:
+            nothing |= trace <= GONE * self._trace
+        return _Look(square, cancelled, own, nothing)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The kernels of some samples with themselves.
+
+    Attributes:
+        square: (R,) HSIC of each with itself, before it is divided by the number of samples.
+        cancelled: (R,) size of the terms that it is a sum of.
+        own: (n, R) the diagonals of the centred kernels.
+        nothing: (R,) no more than rounding.
+    """
+
+    square: Array
+    cancelled: Array
+    own: Array
+    nothing: NDArray[np.bool_]
