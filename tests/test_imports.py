@@ -29,9 +29,12 @@ ROWS = [
     {"hooks", "attacks", "objectives", "reduce", "overfitting"},
     {"checkpoint"},
     {"attack_files", "train", "evaluate", "store"},
-    {"extract", "masking", "result"},
-    {"compare", "plot"},
+    {"extract", "masking"},
+    {"compare", "plot", "probe", "result"},
     {"cross", "pair", "live", "interchange", "inversion"},
+    {"findings"},
+    {"report"},
+    {"study"},
     {"cli", "__main__"},
 ]
 LEVEL = {name: i for i, row in enumerate(ROWS) for name in row}

@@ -87,7 +87,7 @@ def diagonal(
             color="0.5" if is_control(result) else next(colors),
             marker=MARKERS[networks.index(_network(result)) % len(MARKERS)],
         )
-    _dress(ax, names, label, about_0=is_difference(results))
+    dress(ax, names, label, about_0=is_difference(results))
     if len(results) > 1:
         ax.legend(fontsize=TICK_SIZE, frameon=False, handlelength=2.2, borderaxespad=0.3)
     return ax
@@ -121,7 +121,8 @@ def _curve(ax: Axes, result: xr.Dataset, *, label: str, color: str, marker: str)
     )
 
 
-def _dress(ax: Axes, names: list[str], label: str, *, about_0: bool) -> None:
+def dress(ax: Axes, names: list[str], label: str, *, about_0: bool) -> None:
+    """Layers in order below, stages apart, values from 0 to 1 on the left."""
     ax.set_xlim(-0.5, len(names) - 0.5)
     label_axis(ax.xaxis, names, "auto")
     for stage in stages(names)[:-1]:

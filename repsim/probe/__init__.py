@@ -1,0 +1,21 @@
+"""Linear probes of every layer at once.
+
+from repsim.probe import probe_live, probe_stores
+"""
+
+from __future__ import annotations
+
+from repsim.probe.agreement import agreement
+from repsim.probe.api import probe_live, probe_stores
+from repsim.probe.report import ProbeReport, load_probes
+from repsim.probe.settings import SOLVERS, Settings
+
+__all__ = [
+    "SOLVERS",
+    "ProbeReport",
+    "Settings",
+    "agreement",
+    "load_probes",
+    "probe_live",
+    "probe_stores",
+]

@@ -1,0 +1,54 @@
+"""The last stages: what was found, and the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from repsim.attacks import parse_attacks
+from repsim.findings import Evidence, Network
+from repsim.findings.api import findings
+from repsim.result.pairs import load_pairs
+from repsim.study.measure import own_attack
+from repsim.study.shared import SHARED
+from repsim.study.study import Study
+
+
+def evidence_of(study: Study) -> Evidence:
+    """What a study's folder knows of its networks."""
+    folder = study.folder
+    robust = parse_attacks(study.settings.evaluate.attacks[0], eps=study.eps)[0].condition
+    agreement = pd.read_csv(folder / "agreement.csv", keep_default_na=False,
+                            na_values={"kappa": ["", "nan"]})  # fmt: skip
+    return Evidence(
+        networks=[
+            Network(one.name, one.scheme, one.scenario, one.seed, one.eps)
+            for one in study.networks
+        ],
+        similarity=load_pairs(folder / "similarity.h5"),
+        own=own_attack(study).condition,
+        shared=SHARED,
+        within=load_pairs(folder / "within.h5"),
+        accuracy=pd.read_csv(folder / "accuracy.csv"),
+        robust=robust,
+        probes=pd.read_csv(folder / "probes.csv", keep_default_na=False),
+        agreement=agreement,
+        predictions=pd.read_csv(folder / "predictions.csv"),
+        probe_predictions=pd.read_csv(folder / "probe_predictions.csv"),
+    )  # fmt: skip
+
+
+def find(study: Study) -> dict[str, Any]:
+    """The stage `findings`: the verdicts with their numbers."""
+    found = findings(evidence_of(study), margin=study.settings.margin)
+    study.write_json("findings.json", [one.to_json() for one in found])
+    return {"verdicts": {one.key: one.verdict for one in found}}
+
+
+def report(study: Study) -> dict[str, Any]:
+    """The stage `report`: the page, figures, tables and the summary."""
+    from repsim.report import write_report
+
+    write_report(study.folder)
+    return {}
