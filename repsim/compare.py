@@ -171,7 +171,7 @@ class AllPairs:
     def _mean(self, name: str, cells: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The mean over cells that are not nan, with the jackknife of that mean."""
         mean, ends = mean_over(cells, self.pairs.value, self.pairs.replicates, self.pairs.sizes)
-        found = {name: mean}
+        found: dict[str, Any] = {name: mean}
         if self.pairs.replicates is not None:
             found[f"{name}_ci"] = ends
         defined = sum(not np.isnan(self.pairs.value[cell]) for cell in cells)
