@@ -137,18 +137,24 @@ def sets(X: Array, k: int, metric: str) -> list[set[int]]:
 
 
 def cknna(X: Array, Y: Array, k: int = 10) -> float:
-    kernels = []
-    for Z in (X, Y):
-        K = cosine(Z)
-        K = K - K.mean(0) - K.mean(1)[:, None] + K.mean()
-        kernels.append(np.round(K, 13))  # centring parts what is equal
-    K, L = kernels
-    a, b = nearest(K, k), nearest(L, k)
+    """Huh et al.'s, with full matrices; of the two orders of the pair the mean."""
+    n = len(X)
+    kernels = [cosine(X), cosine(Y)]
+    masks = []
+    for K in kernels:
+        mask = np.zeros((n, n))
+        for i, near in enumerate(nearest(K, k)):
+            mask[i, near] = 1
+        masks.append(mask)
 
-    def local(K: Array, L: Array, a: list[list[int]], b: list[list[int]]) -> float:
-        return sum(K[i, j] * L[i, j] for i in range(len(K)) for j in a[i] if j in b[i])
+    def local(a: int, b: int) -> float:
+        both = masks[a] * masks[b]
+        K, L = both * kernels[a], both * kernels[b]
+        one = np.ones(n)
+        total = (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2))
+        return float(np.trace(K @ L) + total - 2 / (n - 2) * (one @ K @ L @ one))
 
-    return float(local(K, L, a, b) / np.sqrt(local(K, K, a, a) * local(L, L, b, b)))
+    return float((local(0, 1) + local(1, 0)) / 2 / np.sqrt(local(0, 0) * local(1, 1)))
 
 
 def distance_correlation(X: Array, Y: Array) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measures_reference import REFERENCES
+from measures_reference import REFERENCES, cosine, nearest
 from scipy.spatial import procrustes as scipy_procrustes
 from sklearn.neighbors import NearestNeighbors
 
@@ -18,9 +18,10 @@ from repsim.errors import UserError
 from repsim.similarity import KNOWN, Invariance
 from repsim.similarity.canonical import SVCCA
 from repsim.similarity.dissimilarity import squared_distances, with_ties
-from repsim.similarity.exact import centred, nuclear_norm
+from repsim.similarity.exact import centred, exact_gram, nuclear_norm
 from repsim.similarity.grams import ArrayGram, centred_gram
 from repsim.similarity.measure import CKA
+from repsim.similarity.neighbours import MutualKNN, Neighbours
 from repsim.similarity.prepared import PreparedMeasure
 from repsim.similarity.representation import ArrayRepresentation
 
@@ -48,7 +49,7 @@ def measure(name: str, X: Array, Y: Array) -> float:
 
 
 @pytest.mark.parametrize("name", PREPARED)
-@given(n=st.integers(20, 40), p=st.integers(2, 12), q=st.integers(2, 12), seed=st.integers(0, 999))
+@given(n=st.integers(26, 40), p=st.integers(2, 12), q=st.integers(2, 12), seed=st.integers(0, 999))
 @settings(max_examples=8, deadline=None)
 def test_equals_the_definition_in_float64(name: str, n: int, p: int, q: int, seed: int) -> None:
     q = p if PREPARED[name].declaration.needs == "logits" else q
@@ -145,7 +146,7 @@ def test_either_side_may_be_the_smaller_one(name: str, n: int, p: int, q: int) -
 
 def test_settings_change_what_is_computed() -> None:
     X, Y = related(60, 12, 15)
-    from measures_reference import cosine, jaccard, mutual_knn, svcca
+    from measures_reference import jaccard, mutual_knn, svcca
     from scipy.spatial.distance import pdist
 
     for variance in (0.5, 0.9, 1.0):
@@ -286,7 +287,8 @@ def test_range_direction_and_symmetry(name: str) -> None:
     X, Y = related(60, 8, 8)
     noise = np.random.default_rng(9).normal(size=(60, 8))
     own, alike, unlike = (measure(name, X, Z) for Z in (X, X + 0.3 * noise, noise))
-    best, worst = declared.high, declared.low
+    # Nothing bounds cknna; it is 1 for the same neighbours.
+    best, worst = 1 if np.isinf(declared.high) else declared.high, declared.low
     if declared.larger == "less alike":
         best, worst = worst, best
     assert own == pytest.approx(best, abs=1e-6)
@@ -462,6 +464,104 @@ def test_gram_matrices_are_enough_where_it_is_declared(name: str, width: int) ->
     found = PREPARED[name].pairs(grams, wanted=wanted, groups=1).value
     # What float32 leaves of small singular values.
     assert found[0, 1] == pytest.approx(PREPARED[name](X, Y), abs=2e-5)
+
+
+WANTED = np.array([[False, True], [False, False]])
+
+
+def low_rank(n: int, rank: int) -> tuple[Array, Array]:
+    rng = np.random.default_rng(3)
+    shared = rng.normal(size=(n, rank))
+    X = shared @ rng.normal(size=(rank, 2000))
+    return X, np.tanh(shared) @ rng.normal(size=(rank, 2000))
+
+
+@pytest.mark.parametrize("rank", [2, 9])
+def test_directions_of_float32_gram_matrices_end_where_rounding_begins(rank: int) -> None:
+    both = low_rank(300, rank)
+    grams = [of_gram(Z, side) for Z, side in zip(both, "XY", strict=True)]
+    for one in (SVCCA(), SVCCA(1.0), PREPARED["procrustes"], PREPARED["angular-procrustes"]):
+        exact = one(*both)
+        found = one.pairs(grams, wanted=WANTED, groups=1)
+        assert found.value[0, 1] == pytest.approx(exact, abs=2e-6)
+        told = any("inner products are float32 and hold" in note for note in found.notes)
+        assert told == (one == SVCCA(1.0))
+
+
+def test_what_procrustes_loses_in_float32_gram_matrices_is_bounded_and_said() -> None:
+    for decay, lost in ((0.5, False), (1.5, True)):
+        X, Y = (Z * np.arange(1.0, 251) ** -decay for Z in related(300, 250, 250))
+        grams = [of_gram(Z, "XY") for Z in (X, Y)]
+        found = PREPARED["angular-procrustes"].pairs(grams, wanted=WANTED, groups=1)
+        assert any("smallest directions" in note for note in found.notes) == lost
+        exact = np.cos(similarity.angular_procrustes(X, Y))
+        assert np.cos(found.value[0, 1]) == pytest.approx(exact, abs=1e-2 if lost else 1e-5)
+
+
+NEAREST = [name for name in PREPARED if name.split(",")[0] in ("mutual-knn", "jaccard", "cknna")]
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_cosines_on_a_line_tell_no_neighbours_apart(name: str) -> None:
+    """They are 1 or -1 and their order is rounding: nan, whatever the offset, and said."""
+    X, Y = low_rank(200, 1)
+    for offset in (0, 1, 1e3):
+        one = [ArrayRepresentation.from_array(Z[:, :1] + offset) for Z in (X, Y)]
+        for both in (one, [of_gram(X + offset, "X"), of_gram(Y, "Y")]):
+            found = PREPARED[name].pairs(both, wanted=WANTED, groups=1)
+            assert np.isnan(found.value[0, 1])
+            assert any("mutual-knn,metric=euclidean" in note for note in found.notes)
+    assert similarity.mutual_knn(X[:, :1], Y[:, :1], metric="euclidean") > 0.5
+    assert np.isfinite(PREPARED[name](np.tanh(X[:, :2]), np.tanh(Y[:, :2])))
+
+
+def test_samples_on_one_ray_are_ties_and_it_is_said() -> None:
+    """Cosines that differ in their last digit are equal: the first in order is the neighbour."""
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=(10, 6))
+    ray = np.repeat(direction, 6, axis=0)
+    X = np.concatenate([ray, -ray]) * rng.uniform(0.5, 2, (120, 1))
+    X[60:] = -X[:60]  # so that the mean is 0
+    for one in (ArrayRepresentation.from_array(X), of_gram(X, "X")):
+        found = PREPARED["mutual-knn"].pairs([one, one], wanted=WANTED, groups=1)
+        assert any("as near as the next one" in note for note in found.notes)
+    near = [set(row) for row in nearest(np.round(cosine(X), 9), 3)]
+    same = [{*range(i // 6 * 6, i // 6 * 6 + 6)} - {i} for i in range(120)]
+    assert all(a <= b for a, b in zip(near, same, strict=True))
+    kernel = exact_gram(ArrayRepresentation.from_array(X), torch.device("cpu"))
+    found = MutualKNN(3).of_gram(kernel, False)
+    assert isinstance(found, Neighbours)
+    assert [set(row) for row in found.nearest.tolist()] == near
+
+
+def test_cknna_is_the_authors_but_for_the_centre() -> None:
+    """With activations whose mean is 0 and one order of the pair, as their program has it."""
+    X, Y = related(60, 9, 12)
+    X, Y = (np.concatenate([Z - Z.mean(0), Z.mean(0) - Z]) for Z in (X, Y))
+    n, k = len(X), 10
+
+    def theirs(A: Array, B: Array) -> float:
+        kernels = [torch.nn.functional.normalize(torch.from_numpy(Z), dim=1) for Z in (A, B)]
+        K, L = (Z @ Z.T for Z in kernels)
+        mask = torch.ones(n, n, dtype=torch.float64)
+        for matrix in (K, L):
+            near = matrix.clone().fill_diagonal_(-torch.inf).topk(k, dim=1).indices
+            mask *= torch.zeros_like(mask).scatter(1, near, 1.0)
+        K, L = mask * K, mask * L
+        total = K.sum() * L.sum() / ((n - 1) * (n - 2))
+        return float((K * L.T).sum() + total - 2 * (K @ L).sum() / (n - 2))
+
+    own = np.sqrt(theirs(X, X) * theirs(Y, Y))
+    expected = (theirs(X, Y) + theirs(Y, X)) / 2 / own
+    assert similarity.cknna(X, Y, k=k) == pytest.approx(expected, abs=1e-9)
+    assert similarity.cknna(X, X, k=k) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", OF_LAYERS)
+@pytest.mark.parametrize("scale", [1e-150, 1e-25, 1e25, 1e150])
+def test_activations_of_any_size_can_be_compared(name: str, scale: float) -> None:
+    X, Y = related(60, 9, 9)
+    assert PREPARED[name](X * scale, Y) == pytest.approx(PREPARED[name](X, Y), abs=1e-8)
 
 
 def test_cka_takes_its_settings() -> None:

@@ -255,10 +255,29 @@ def test_numbers_that_are_not_finite_name_layer_and_sample(bad: float, p: int) -
         cka(X, Y)
 
 
-def test_numbers_too_large_to_square() -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("estimator", ["debiased", "biased", "minibatch"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_numbers_of_any_size_can_be_compared(
+    dtype: type[np.floating], estimator: str, kernel: str
+) -> None:
+    """Isotropic scaling is a declared invariance: squares leave float32's range, CKA does not."""
     X, Y = related(30, 20, 20)
-    with pytest.raises(UserError, match=r"layer X.*float32 can hold"):
-        cka(X.astype(np.float64) * 1e25, Y)
+    expected = cka(X, Y, estimator=estimator, kernel=kernel)
+    scales = [1e-25, 1e-20, 1e-15, 1e15, 1e20, 1e30]
+    if dtype is np.float64 and estimator != "minibatch":  # which adds up HSIC of batches
+        scales += [1e-150, 1e150]
+    for scale in scales:
+        small = (X.astype(np.float64) * scale).astype(dtype)
+        found = cka(small, Y, estimator=estimator, kernel=kernel)
+        assert found == pytest.approx(expected, abs=2e-6)
+
+
+def test_hsic_is_in_units_of_the_activations_whatever_their_size() -> None:
+    X, Y = related(30, 20, 20)
+    for scale in (1e-20, 1e20):
+        found = hsic(X.astype(np.float64) * scale, Y)
+        assert found == pytest.approx(hsic(X, Y) * scale**2, rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(10,), (10, 0)])

@@ -26,6 +26,9 @@ from repsim.similarity import (
     similarity_sums,
     standard_error,
 )
+from repsim.similarity.exact import exact_gram, exact_rows
+from repsim.similarity.grams import ArrayGram, centred_gram
+from repsim.similarity.products import sample_products
 from repsim.similarity.tiles import assign_groups, plan_tiles
 
 WIDTHS = (7, 300, 40, 120)
@@ -298,7 +301,7 @@ def test_a_layer_constant_in_some_batches_only_still_has_a_value() -> None:
     named = [ArrayRepresentation.from_array(one) for one in layers]
     pairs = cka_pairs(named, estimator="minibatch", batch_size=20)
     assert np.isfinite(pairs.value).all()
-    assert pairs.notes == []
+    assert not any("nan" in note for note in pairs.notes)
 
 
 def test_rbf_without_a_median_distance_is_nan_and_says_why() -> None:
@@ -308,6 +311,131 @@ def test_rbf_without_a_median_distance_is_nan_and_says_why() -> None:
     pairs = cka_pairs(named, kernel="rbf")
     assert np.isnan(pairs.value[0]).all()
     assert "half of the distances" in pairs.notes[0]
+
+
+def active_for_one(n: int, at: int, width: int, seed: int) -> np.ndarray:
+    values = np.zeros((n, width), np.float32)
+    values[at] = np.random.default_rng(seed).uniform(0, 1, width)
+    return values
+
+
+@pytest.mark.parametrize("memory", [LITTLE, 2**20, 2**30])
+@pytest.mark.parametrize("widths", [(16, 10), (200, 300)])
+@pytest.mark.parametrize(("n", "at"), [(61, 0), (128, 0), (200, 7), (500, 0), (1000, 7)])
+def test_layers_active_for_one_sample_are_nan(
+    n: int, at: int, widths: tuple[int, int], memory: int
+) -> None:
+    """U-centring leaves nothing of them, in either form, with one tile or many."""
+    both = [active_for_one(n, at, width, seed) for seed, width in enumerate(widths)]
+    both.append(np.random.default_rng(2).normal(size=(n, 9)).astype(np.float32))
+    pairs = cka_pairs([ArrayRepresentation.from_array(one) for one in both], memory=memory)
+    assert np.isnan(pairs.value[:2]).all()
+    assert pairs.value[2, 2] == pytest.approx(1)
+    assert pairs.replicates is not None
+    assert np.isnan(pairs.replicates[:, :2]).all()
+    assert sum("no variation that the debiased estimator can see" in n for n in pairs.notes) == 2
+
+
+def test_a_layer_active_for_two_samples_has_a_value_and_no_replicate_without_one() -> None:
+    layers = [active_for_one(100, 3, 200, seed) for seed in (0, 1)]
+    for seed, layer in enumerate(layers):
+        layer[50] = np.random.default_rng(5 + seed).uniform(0, 1, 200)
+    pairs = cka_pairs([ArrayRepresentation.from_array(one) for one in layers])
+    assert pairs.value[0, 1] == pytest.approx(reference_cka(*layers), abs=1e-6)
+    assert pairs.replicates is not None
+    group_of = assign_groups(100, 10)
+    gone = {group_of[3], group_of[50]}
+    for group in range(10):
+        assert np.isnan(pairs.replicates[group, 0, 1]) == (group in gone)
+
+
+@pytest.mark.parametrize("estimator", ["debiased", "biased"])
+@pytest.mark.parametrize(("n", "widths"), [(203, (500, 400)), (400, (30, 20)), (200, (16, 10))])
+@pytest.mark.parametrize("size", [100, 1e3, 1e4, 1e5])
+def test_a_sample_that_outweighs_all_others(
+    estimator: str, n: int, widths: tuple[int, int], size: float
+) -> None:
+    """Values and replicates, in both forms, as precise as without it."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(n, 5))
+    both = []
+    for width in widths:
+        values = shared @ rng.normal(size=(5, width)) + rng.normal(size=(n, width))
+        values[7] *= size
+        both.append(values.astype(np.float32))
+    X, Y = both
+    pairs = cka_pairs([ArrayRepresentation.from_array(one) for one in both], estimator=estimator)
+    assert pairs.value[0, 1] == pytest.approx(reference_cka(X, Y, estimator), abs=1e-6)
+    group_of = assign_groups(n, 10)
+    without = [
+        reference_cka(X[group_of != group], Y[group_of != group], estimator) for group in range(10)
+    ]
+    assert pairs.replicates is not None
+    np.testing.assert_allclose(pairs.replicates[:, 0, 1], without, atol=1e-6)
+
+
+def test_ordinary_comparisons_stay_in_float32() -> None:
+    pairs = cka_pairs(representations(100))
+    assert "precision" not in pairs.attributes
+    layers = representations(100)
+    layers[0].values[3] *= 1e5
+    assert cka_pairs(layers).attributes["precision"] == "float64"
+
+
+@pytest.mark.parametrize("estimator", ["debiased", "biased", "minibatch"])
+@pytest.mark.parametrize(("n", "active"), [(61, 5), (200, 50), (500, 100)])
+def test_rbf_knows_equal_samples_from_rounding(n: int, active: int, estimator: str) -> None:
+    """More than half of the distances are 0; the float32 products of the rest leave 1e-3."""
+    rng = np.random.default_rng(0)
+    X = np.zeros((n, 500), np.float32)
+    X[rng.permutation(n)[:active]] = rng.normal(size=(active, 500))
+    layers = [X, rng.normal(size=(n, 500)).astype(np.float32)]
+    size = {"batch_size": n} if estimator == "minibatch" else {}
+    pairs = cka_pairs(
+        [ArrayRepresentation.from_array(one) for one in layers],
+        kernel="rbf", estimator=estimator, **size,
+    )  # fmt: skip
+    assert np.isnan(pairs.value[0]).all()
+    assert pairs.value[1, 1] == pytest.approx(1)
+    assert any("half of the distances" in note for note in pairs.notes)
+    inner = [ArrayGram(gram(one).astype(np.float32), 500) for one in layers]
+    assert np.isnan(cka_pairs(inner, kernel="rbf", estimator=estimator, **size).value[0]).all()
+
+
+@pytest.mark.parametrize("estimator", ["debiased", "biased"])
+def test_rbf_of_near_duplicates_far_from_zero_and_beside_an_outlier(estimator: str) -> None:
+    """Differences of 1e-3 beside norms of 1e4 are no rounding."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(60, 30))
+    X = shared + 1e-3 * rng.normal(size=(60, 30)) + 1e3
+    X[:, 1:] = np.repeat(X[::2, 1:], 2, axis=0) + 1e-3 * rng.normal(size=(60, 29))
+    X[5] *= 30
+    Y = shared**2
+    both = [ArrayRepresentation.from_array(one) for one in (X, Y)]
+    found = cka_pairs(both, kernel="rbf:0.3", estimator=estimator)
+    assert found.value[0, 1] == pytest.approx(reference_cka(X, Y, estimator, "rbf:0.3"), abs=1e-6)
+
+
+def test_constant_is_relative_to_the_type_of_the_activations() -> None:
+    """One rule for arrays, stores, Gram matrices and running networks."""
+    rng = np.random.default_rng(0)
+    rounding = (5 + 1e-7 * rng.normal(size=(100, 50))).astype(np.float32)
+    far = 1e6 + rng.normal(size=(100, 50))
+    assert len(np.unique(rounding)) > 1
+    for memory in (LITTLE, 2**30):
+        pairs = cka_pairs(
+            [ArrayRepresentation.from_array(one) for one in (rounding, far)], memory=memory
+        )
+        assert np.isnan(pairs.value[0]).all()
+        assert pairs.notes == ["layer layer (clean, model) is nan: constant activations"]
+        assert pairs.value[1, 1] == pytest.approx(1)
+    for of_batch in (lambda x: sample_products(torch.from_numpy(x)), lambda x: centred_gram(
+        ArrayRepresentation.from_array(x)
+    )):  # fmt: skip
+        assert not of_batch(rounding).any()
+        np.testing.assert_allclose(of_batch(far), gram(far), atol=1e-6 * gram(far).max())
+    assert not exact_gram(ArrayRepresentation.from_array(rounding), torch.device("cpu")).any()
+    assert not exact_rows(ArrayRepresentation.from_array(rounding), torch.device("cpu")).any()
 
 
 def test_few_samples_have_fewer_groups_or_no_intervals() -> None:

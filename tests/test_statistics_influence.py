@@ -96,6 +96,34 @@ def test_an_outlier_is_found() -> None:
     assert found.without[17, 0] < 0.5
 
 
+@pytest.mark.parametrize("estimator", ["debiased", "biased"])
+@pytest.mark.parametrize("size", [30, 1e3, 1e5])
+@pytest.mark.parametrize(("n", "width"), [(200, 100), (60, 7)])
+def test_without_an_outlier_is_what_the_others_have(
+    estimator: str, size: float, n: int, width: int
+) -> None:
+    """An image that makes all of the similarity: what is left without it is 1e-12 of the sums."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(n, 5))
+    X, Y = (shared @ rng.normal(size=(5, width)) + rng.normal(size=(n, width)) for _ in range(2))
+    X[3] *= size
+    Y[3] *= size
+    found = influence(of(X), of(Y), estimator=estimator)
+    for image in (3, 4):
+        others = np.delete(np.arange(n), image)
+        expected = reference_cka(X[others], Y[others], estimator)
+        assert found.without[image, 0] == pytest.approx(expected, abs=1e-7)
+
+
+def test_without_one_of_two_active_images_there_is_nothing() -> None:
+    rng = np.random.default_rng(0)
+    X = np.zeros((40, 20))
+    X[[3, 9]] = rng.uniform(0, 1, (2, 20))
+    found = influence(of(X), of(X**2))
+    assert np.isnan(found.without[[3, 9], 0]).all()
+    assert found.without[0, 0] == pytest.approx(reference_cka(X[1:], X[1:] ** 2), abs=1e-7)
+
+
 def test_the_table_is_sorted_and_leaves_out_what_is_not_defined() -> None:
     X, Y = pair(20)
     flat = np.ones((20, 3))

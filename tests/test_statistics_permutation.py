@@ -170,3 +170,28 @@ def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="same samples"):
         permutation_null(layers(X), layers([Y[0][:-1]]), permutations=19)
     assert compare_all(layers(X)).duplicate_of == [None, None]
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5])
+def test_a_sample_that_outweighs_all_others_leaves_the_value_as_it_is(size: float) -> None:
+    rng = np.random.default_rng(0)
+    X, Y = (rng.normal(size=(203, 500)) for _ in range(2))
+    X[7] *= size
+    Y[7] *= size
+    found = permutation_null(layers([X]), layers([Y]), permutations=19)
+    K, L = gram(X), gram(Y)
+    expected = hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L))
+    assert found.value[0, 0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_layers_with_nothing_to_permute_are_nan() -> None:
+    """Active for one sample; or, with an RBF, equal for most."""
+    rng = np.random.default_rng(0)
+    one, most = np.zeros((61, 20)), np.zeros((61, 20))
+    one[3] = rng.uniform(0, 1, 20)
+    most[:10] = rng.normal(size=(10, 20))
+    Y = [rng.normal(size=(61, 5))]
+    for values, kernel in ((one, "linear"), (most, "rbf")):
+        found = permutation_null(layers([values]), layers(Y), permutations=19, kernel=kernel)
+        assert np.isnan(found.value).all()
+        assert np.isnan(found.p).all()

@@ -13,9 +13,10 @@ from repsim.compare import compare, compare_all
 from repsim.errors import UserError
 from repsim.similarity import ArrayRepresentation, Representation, cka_pairs
 from repsim.similarity.grams import ArrayGram
+from repsim.similarity.jackknife import standard_error
 from repsim.similarity.subset import images_among, in_memory, subset
 from repsim.similarity.tiles import assign_groups
-from repsim.similarity.within import within_class_cka
+from repsim.similarity.within import jackknife_parts, within_class_cka
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(70, 6)) + 8
@@ -51,16 +52,18 @@ def test_hsic_is_summed_over_classes_and_divided_last(estimator: str) -> None:
 
 @pytest.mark.parametrize("labels", [LABELS, np.sort(LABELS), np.arange(70) % 9])
 @pytest.mark.parametrize("groups", [2, 10])
-def test_a_replicate_is_the_value_without_a_part_of_every_class(
+def test_a_replicate_is_the_value_without_small_classes_and_parts_of_large_ones(
     labels: np.ndarray, groups: int
 ) -> None:
-    """Classes of 7 or 8 images in 10 groups too: groups that are empty then are none."""
+    """Classes of 7 or 8 images stay or go as a whole; groups that are empty are none."""
     found = within_class_cka(both(), labels, groups=groups)
     group_of = np.full(70, -1)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        if len(rows) >= 4:
-            group_of[rows] = assign_groups(len(rows), groups)
+    classes = [rows for c in np.unique(labels) if len(rows := np.flatnonzero(labels == c)) >= 4]
+    parts, _ = jackknife_parts([len(rows) for rows in classes], groups, 4)
+    for rows, part in zip(classes, parts, strict=True):
+        small = len(rows) < max(2 * groups, 12)
+        assert isinstance(part, int) == small
+        group_of[rows] = part if small else part[assign_groups(len(rows), groups)]  # type: ignore[index]
     without = [
         reference(X[group_of != g], Y[group_of != g], labels[group_of != g], "debiased")
         for g in range(groups)
@@ -70,6 +73,60 @@ def test_a_replicate_is_the_value_without_a_part_of_every_class(
     np.testing.assert_allclose(found.replicates[:, 0, 1], without, atol=2e-6)
     sizes = np.bincount(group_of[group_of >= 0])
     np.testing.assert_array_equal(found.sizes, sizes[sizes > 0])
+
+
+@given(
+    sizes=st.lists(st.integers(4, 60), min_size=1, max_size=40),
+    groups=st.integers(2, 12),
+    least=st.sampled_from([2, 4]),
+)
+def test_groups_take_even_shares_and_leave_no_class_with_too_few(
+    sizes: list[int], groups: int, least: int
+) -> None:
+    parts, _ = jackknife_parts(sizes, groups, least)
+    load = np.zeros(groups)
+    for size, part in zip(sizes, parts, strict=True):
+        if isinstance(part, int):
+            load[part] += size
+        else:
+            counts = np.bincount(assign_groups(size, groups), minlength=groups)
+            assert sorted(part) == list(range(groups))
+            assert size - counts.max() >= least
+            load[part] += counts
+    assert load.sum() == sum(sizes)
+    if min(sizes) >= 2 * groups and min(sizes) >= 3 * least:  # all are parted
+        assert load.max() - load.min() <= 1
+    elif (load > 0).all():
+        assert load.max() - load.min() <= max(2 * groups, 3 * least)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"), [([5] * 30, 10), ([4] * 25 + [20] * 2, 10), ([20] * 6, 10)]
+)
+def test_the_standard_error_is_that_of_many_draws(sizes: list[int], groups: int) -> None:
+    rng = np.random.default_rng(7)
+    A, B = rng.normal(size=(6, 12)), rng.normal(size=(6, 15))
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    values, errors = [], []
+    for _ in range(25):
+        Z = rng.normal(size=(len(labels), 6))
+        left = Z @ A + rng.normal(size=(len(labels), 12))
+        right = np.maximum(Z @ B + rng.normal(size=(len(labels), 15)), 0)
+        sides = [ArrayRepresentation(left, "x"), ArrayRepresentation(right, "y")]
+        found = within_class_cka(sides, labels, groups=groups)
+        assert found.replicates is not None
+        values.append(found.value[0, 1])
+        errors.append(standard_error(found.value[0, 1], found.replicates[:, 0, 1], found.sizes))
+    assert 0.6 < np.mean(errors) / np.std(values) < 1.5
+
+
+def test_few_small_classes_lose_images_and_it_is_said() -> None:
+    labels = np.arange(70) % 4  # 17 or 18 images, below 2·10
+    found = within_class_cka(both(), labels)
+    assert found.replicates is not None
+    assert len(found.replicates) == 10
+    assert any("too wide" in note for note in found.notes)
+    assert not any("too wide" in note for note in within_class_cka(both(), np.arange(70) % 5).notes)
 
 
 def test_with_classes_of_one_size_it_is_minibatch_cka() -> None:

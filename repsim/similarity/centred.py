@@ -74,6 +74,7 @@ class CentredTiles:
         self.exact = buffers.dtype == torch.float64
         self._tiles: dict[int, Tensor] = {}
         self._centre: Tensor | None = None
+        self._rounding = 0.0
         self.unit = 1.0
 
     def prepare(self) -> None:
@@ -98,37 +99,33 @@ class CentredTiles:
     def _measure(self) -> None:
         """The norms, and the centre where it is not known yet."""
         norms, whole = [], len(self.plan.tiles) == 1
-        found = self._centre is None
-        total: Tensor | None = None
+        # In memory, what the mean of the first tile has left costs little.
+        again = self._centre is None and self._keep and not whole
+        totals = []
         for index in range(len(self.plan.tiles)):
             values = self._load(index, 0)
             values[self._padded[index]] = 0
-            norms.append(torch.linalg.vector_norm(values, dim=1).double().square())
             if self._keep or whole:
                 self._tiles[index] = values
-            if self._keep and not whole and found:
-                part = values.sum(0, dtype=torch.float64)
-                total = part if total is None else total + part
-        if total is not None and self._centre is not None:
-            # In memory, what the mean of the first tile has left costs little.
-            rest = (total / self.plan.samples).to(self._buffers.dtype)
+            if again:
+                totals.append(values.sum(0))
+            else:
+                norms.append(_square_norms(values))
+        if again and self._centre is not None:
+            rest = torch.stack(totals).sum(0) / self.plan.samples
             self._centre = self._centre + rest
             for index, values in self._tiles.items():
                 values.sub_(rest)[self._padded[index]] = 0
-                norms[index] = torch.linalg.vector_norm(values, dim=1).double().square()
+                norms.append(_square_norms(values))
         self.norms = torch.stack(norms)
 
     def _mean(self) -> Tensor:
         """Of all samples, (features,) float64."""
-        total: Tensor | None = None
-        origin: Tensor | None = None
+        origin = np.array(self.representation.rows(0, 1)[0], np.float64)
+        total = np.zeros_like(origin)
         for start, stop in self.plan.tiles:
-            rows = torch.from_numpy(np.array(self.representation.rows(start, stop), np.float64))
-            origin = rows[0].clone() if origin is None else origin
-            part = (rows - origin).sum(0)
-            total = part if total is None else total + part
-        assert origin is not None and total is not None
-        return (origin + total / self.plan.samples).to(self.device)
+            total += (self.representation.rows(start, stop) - origin).sum(0)
+        return torch.from_numpy(origin + total / self.plan.samples).to(self.device)
 
     def _rescale(self) -> None:
         """Bring what is too large or too small for squares in float32 to a size near 1.
@@ -260,6 +257,11 @@ class GramTiles:
 
     def release(self) -> None:
         """Nothing is held."""
+
+
+def _square_norms(rows: Tensor) -> Tensor:
+    """(n,) float64"""
+    return torch.linalg.vector_norm(rows, dim=1).double().square()
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor, block: int) -> None:

@@ -137,11 +137,10 @@ def _sums(
     chosen, device = Kernel.of(kernel), torch.device(device)
     plan = plan_tiles(samples, features, groups, memory // 2 if exact else memory)
     narrow = chosen.name == "linear" and covariance_pays(samples, features, groups, memory)
-    if narrow and not exact and not any(isinstance(one, GramRepresentation) for one in representations):
+    known = any(isinstance(one, GramRepresentation) for one in representations)
+    if narrow and not exact and not known:
         return covariance_sums(representations, plan, device=device, progress=progress)
-    return gram_sums(
-        representations, plan, chosen, device=device, exact=exact, progress=progress
-    )
+    return gram_sums(representations, plan, chosen, device=device, exact=exact, progress=progress)
 
 
 def hsic_pairs(
@@ -338,8 +337,7 @@ def undefined(
     """A note for every representation without a similarity, with the reason where it is known."""
     known = dict(enumerate(reasons))
     return [
-        f"{describe(one)} is nan: "
-        + (known.get(position) or NOT_SEEN.format(estimator))
+        f"{describe(one)} is nan: " + (known.get(position) or NOT_SEEN.format(estimator))
         for position, one in enumerate(representations)
         if np.isnan(value[position, position])
     ]

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim.similarity.kernels import SAME_FLOAT32
 from repsim.similarity.sums import NOTHING
 
 _COLUMNS = 1 << 14  # of V that are U-centred and multiplied at once
@@ -96,13 +97,16 @@ def rbf(packed: Tensor, samples: int, fraction: float) -> Tensor:
         fraction: of the median distance between different samples.
 
     Returns:
-        (R, m(m+1)/2) float32, centred; zeros where the median distance is 0.
+        (R, m(m+1)/2) float32, centred; zeros where the median distance is 0. Distances that are
+        no more than rounding are 0.
     """
     rows, columns = _triangle(samples, packed.device)
     found = torch.empty_like(packed)
     for place, kernel in enumerate(packed):
         diagonal = kernel[rows == columns].double()
-        squares = (diagonal[rows] + diagonal[columns] - 2 * kernel.double()).clamp_(min=0)
+        both = diagonal[rows] + diagonal[columns]
+        squares = both - 2 * kernel.double()
+        squares.masked_fill_(squares <= SAME_FLOAT32 * both, 0)
         distances = squares[rows < columns].sqrt()
         ordered = distances.sort().values
         middle = len(ordered) // 2

@@ -204,8 +204,8 @@ class CKNNA(GramMeasure[Local]):
     it is the mean of both orders. Nothing is added to the denominator. The paper's own formula
     (appendix) has the kernels minus their row means under the mask, no debiasing.
 
-    1 for the same neighbours and cosines. Above and below the line M differs, so that nothing bounds
-    it: of few samples it can be above 1.
+    1 for the same neighbours and cosines. The masks above and below the line differ, so that
+    nothing bounds it: of few samples it can be above 1.
 
     Attributes:
         k: neighbours of each sample.

@@ -17,8 +17,7 @@ from repsim.similarity.declaration import RIGID, Declaration
 from repsim.similarity.exact import nuclear_norm, rank_floor
 from repsim.similarity.prepared import GramMeasure
 
-
-TOLD = 1e-3  # of s; what smaller directions are worth goes unsaid
+TOLD = 3e-3  # of s; what smaller directions are worth goes unsaid
 
 
 @dataclass(frozen=True)

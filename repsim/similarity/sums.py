@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ NOTHING = 1e-12
 GONE = 1e-13
 # Float32 sums are content where what cancels in them is no larger than so many times the result,
 # and where the squares are no less than this part of the mean squared diagonal.
-CANCELS, BLURRED = 30.0, 1e-4
+CANCELS, BLURRED = 30.0, 2e-3
 # Covariances are in float64, but hold the diagonal, which is subtracted.
 CANCELS_COVARIANCE, BLURRED_COVARIANCE = 1e8, 1e-8
 
@@ -54,6 +53,9 @@ class Sums:
     coarse: NDArray[np.bool_]
     reasons: list[str]
     doubts: NDArray[np.bool_]
+    _looks: dict[tuple[str, int | None], _Look] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def samples(self) -> int:
@@ -77,8 +79,7 @@ class Sums:
             nan in the row and the column of a representation that does not vary, or (debiased) no
             more than u_i + u_j does, such as a layer that is active for one sample only.
         """
-        parts = self._parts(without)
-        products, rows, diagonal = parts
+        products, rows, diagonal = self._parts(without)
         n = len(rows)
         if estimator == "biased":
             rows = rows + diagonal
@@ -90,7 +91,7 @@ class Sums:
             square = products - 2 / (n - 2) * (rows.T @ rows)
             square += np.outer(total, total) / ((n - 1) * (n - 2))
             norm = n * (n - 3)
-        nothing = self._look(estimator, *parts).nothing
+        nothing = self._look(estimator, without).nothing
         square = (square + square.T) / 2
         square[nothing, :] = square[:, nothing] = np.nan
         return np.asarray(square * (np.outer(self.scale, self.scale) if scaled else 1) / norm)
@@ -109,13 +110,13 @@ class Sums:
         found = np.zeros(len(self.scale), dtype=np.bool_)
         known = self.coarse.copy()  # as well as can be
         for without in (None, *groups):
-            look = self._look(estimator, *self._parts(without))
+            look = self._look(estimator, without)
             if without is None:
                 known |= look.nothing
             lost = limit * look.square < look.cancelled
             if estimator != "biased":  # whose squares hold the diagonal
-                blurred = BLURRED / len(look.own) if gram else BLURRED_COVARIANCE
-                lost |= look.square < blurred * np.square(look.own).sum(0)
+                blurred = BLURRED / self.samples if gram else BLURRED_COVARIANCE
+                lost |= look.square < blurred * look.own
             found |= lost
         return np.asarray((found & ~known) | self.doubts)
 
@@ -128,36 +129,39 @@ class Sums:
         rows = np.tensordot(others.astype(np.float64), self.rows, 1)  # no difference of sums
         return self.left[without], rows[stay], self.diagonal[stay]
 
-    @cached_property
-    def _trace(self) -> Array:
-        """(R,) of the centred kernels of all samples."""
-        return np.asarray(self._own(*self._parts(None)[1:]).sum(0))
+    def _look(self, estimator: str, without: int | None) -> _Look:
+        """How much of each kernel there is, and what of it is rounding."""
+        if (estimator, without) not in self._looks:
+            self._looks[estimator, without] = self._looked(estimator, without)
+        return self._looks[estimator, without]
 
-    @staticmethod
-    def _own(rows: Array, diagonal: Array) -> Array:
-        """(n, R) k_ii of the centred kernel."""
-        n, whole = len(rows), rows + diagonal
-        return np.asarray(diagonal - 2 / n * whole + whole.sum(0) / n**2)
-
-    def _look(self, estimator: str, products: Array, rows: Array, diagonal: Array) -> _Look:
-        """How much of each kernel there is, and what of it is rounding; arguments of `_parts`."""
-        n = len(rows)
-        own = self._own(rows, diagonal)
-        trace, squares = own.sum(0), products.diagonal()
+    def _looked(self, estimator: str, without: int | None) -> _Look:
+        products, rows, diagonal = self._parts(without)
+        n, total, whole = len(rows), rows.sum(0), diagonal.sum(0)
+        rows_rows, both, squares = (
+            np.einsum("ir,ir->r", x, y)
+            for x, y in ((rows, rows), (rows, diagonal), (diagonal, diagonal))
+        )
+        # Of the centred kernel k_ii is a·d_i + b·r_i + c, d the diagonal and r the row sums.
+        a, b, c = 1 - 2 / n, -2 / n, (total + whole) / n**2
+        trace = a * whole + b * total + n * c
+        own = a**2 * squares + b**2 * rows_rows + 2 * a * b * both
+        own += 2 * c * (a * whole + b * total) + n * c**2
+        found = products.diagonal()
         if estimator == "biased":
-            rows = rows + diagonal
-            parts = np.square(rows).sum(0) * 2 / n, np.square(rows.sum(0)) / n**2
-            squares = squares + np.square(diagonal).sum(0)
+            rows_rows = rows_rows + 2 * both + squares
+            parts = rows_rows * 2 / n, (total + whole) ** 2 / n**2
+            found = found + squares
             bulk = trace**2
         else:
-            parts = np.square(rows).sum(0) * 2 / (n - 2), rows.sum(0) ** 2 / ((n - 1) * (n - 2))
-            bulk = trace**2 - np.square(own).sum(0)
-        square, cancelled = squares - parts[0] + parts[1], squares + parts[0] + parts[1]
+            parts = rows_rows * 2 / (n - 2), total**2 / ((n - 1) * (n - 2))
+            bulk = trace**2 - own
+        square, cancelled = found - parts[0] + parts[1], found + parts[0] + parts[1]
         nothing = square <= NOTHING * np.where(self.coarse, np.maximum(bulk, cancelled), bulk)
         nothing |= np.array([*map(bool, self.reasons)], dtype=np.bool_)
-        if n < self.samples:
-            nothing |= trace <= GONE * self._trace
-        return _Look(square, cancelled, own, nothing)
+        if without is not None:
+            nothing |= trace <= GONE * self._look(estimator, None).trace
+        return _Look(square, cancelled, own, trace, nothing)
 
 
 @dataclass(frozen=True)
@@ -167,11 +171,13 @@ class _Look:
     Attributes:
         square: (R,) HSIC of each with itself, before it is divided by the number of samples.
         cancelled: (R,) size of the terms that it is a sum of.
-        own: (n, R) the diagonals of the centred kernels.
+        own: (R,) Σ k_ii² of the centred kernels.
+        trace: (R,) Σ k_ii of these.
         nothing: (R,) no more than rounding.
     """
 
     square: Array
     cancelled: Array
     own: Array
+    trace: Array
     nothing: NDArray[np.bool_]
