@@ -234,34 +234,29 @@ def _live(
 
 
 def _print(report: ProbeReport) -> None:
-    """A row a layer, a column each of training, test and target."""
+    """A table for each training: a row a layer, a column for each test and target."""
     from repsim.cli.common import percent, print_table
 
-    table = report.table
-    columns = list(dict.fromkeys(zip(table["train"], table["test"], table["attack"], strict=True)))
-    rows = []
-    for layer in report.layers:
-        part = table[table["layer"] == layer].set_index(["train", "test", "attack"])
-        first = part.iloc[0]
-        cells = [
-            percent(part.loc[key, "accuracy"], (part.loc[key, "lower"], part.loc[key, "upper"]))
-            for key in columns
-        ]
-        rows.append([layer, f"{first['used_features']} ({first['reduce']})", *cells])
-    several = len({train for train, _, _ in columns}) > 1
-    header = [
-        (f"{train} → " if several else "") + test + ("" if attack == "none" else f" ({attack})")
-        for train, test, attack in columns
-    ]
-    solver = table["solver"].iloc[0]
-    retrained = solver == "retrain"
-    what = "all after the layer retrained" if retrained else f"{solver} probes trained"
-    said = what + ("" if several else f" on {columns[0][0]}")
-    print_table(
-        f"{report.network}: {said}, accuracy on {len(report.labels)} test images (95% intervals)",
-        ["layer", "features", *header],
-        rows,
-    )  # fmt: skip
-    if any(attack != "none" for _, _, attack in columns):
+    retrained = report.table["solver"].iloc[0] == "retrain"
+    for train, table in report.table.groupby("train", sort=False):
+        columns = list(dict.fromkeys(zip(table["test"], table["attack"], strict=True)))
+        rows = []
+        for layer in report.layers:
+            part = table[table["layer"] == layer].set_index(["test", "attack"])
+            first = part.iloc[0]
+            cells = [
+                percent(part.loc[key, "accuracy"], (part.loc[key, "lower"], part.loc[key, "upper"]))
+                for key in columns
+            ]
+            rows.append([layer, f"{first['used_features']} ({first['reduce']})", *cells])
+        what = "all after the layer retrained" if retrained else f"{first['solver']} probes trained"
+        print_table(
+            f"{report.network}: {what} on {train}, accuracy on {len(report.labels)} test images "
+            "(95% intervals)",
+            ["layer", "features",
+             *(test + ("" if attack == "none" else f" ({attack})") for test, attack in columns)],
+            rows,
+        )  # fmt: skip
+    if (report.table["attack"] != "none").any():
         ours = "the retrained network" if retrained else "the probe"
         click.echo(f"transfer: attacked against the whole network; adaptive: against {ours}")

@@ -155,12 +155,12 @@ def probe_stores(
     if train.layers != test.layers:
         raise not_as_many("layers", len(train.layers), len(test.layers))
     if adaptive:
-        require_adaptive(_aimed(attacks), solver)
         if model is None or model.sha256 != test.model["sha256"]:
             raise UserError(
                 f"--adaptive with stores expects --model with their network, "
                 f"{test.model['name']}; got {'none' if model is None else model.name}"
             )
+        require_adaptive(_aimed(attacks), solver)
     reductions = stored_reductions(train, test, layers, settings)
     sources = [StoredSource(store, reductions, runtime.device) for store in (train, test)]
     check_splits(sources[0].labels, sources[1].labels, train.ids, test.ids, notes)
