@@ -98,7 +98,7 @@ def test_two_networks(
         (["--out", "x.png"], "expects a name for the result, such as x.h5"),
         (["--layer", "nowhere"], "no layer 'nowhere'"),
         (["--layer", "logits", "--layer", "layer1.0.relu2"], "1 networks and 2 layers"),
-        (["--samples", "3"], "at least 4 samples; got 3"),
+        (["--samples", "3"], "at least 4 images for debiased CKA; got 3"),
         (["--step-size", "0"], "step_size expects a number above 0"),
         (["--start", "there"], "'there' is not one of 'noise', 'image', 'grey'"),
         (["--budget", "phone"], "'phone' is not one of 'laptop', 'gpu'"),

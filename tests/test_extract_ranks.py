@@ -261,7 +261,7 @@ def test_the_command_with_several_processes(
     assert together(1, one, arguments=arguments) == [0]
     assert content(two) == content(one)
     assert "repsim cka" in said(two)
-    assert "has rows in 2 files in two.h5.parts/: move both together" in said(two)
+    assert "has its rows in 2 files in two.h5.parts/: move both together" in said(two)
     assert said(two, 1) == ""
     ended = together(2, two, arguments=[*arguments, "--device", "cuda:1"])
     # The first that ends may end the other before it has refused too.
@@ -418,8 +418,10 @@ def test_unfinished_work_of_one_process_is_not_for_several(
     out = tmp_path / "f.h5"
     assert together(1, out, PGD, kill=[0, "Part", "finish", 1]) == [KILLED]
     assert (tmp_path / "f.h5.part").exists()
-    assert together(2, out, PGD) == [2, 2]
-    assert "same command without torchrun" in said(out, 1)
+    ended = together(2, out, PGD)
+    assert 2 in ended  # the first that ends may end the other
+    assert set(ended) <= {2, -signal.SIGTERM}
+    assert any("same command without torchrun" in said(out, rank) for rank in range(2))
     assert together(2, out, PGD, overwrite=True) == [0, 0]
     assert content(out) == content(alone["one"])
     assert not (tmp_path / "f.h5.part").exists()
