@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,10 +183,15 @@ def reproduce(
 
 def _command(arguments: list[str]) -> str:
     """As the user typed it, without what is of this machine alone."""
-    kept, skip = [], False
+    kept: list[str] = []
+    skip = False
     for argument in arguments:
         if skip:
             skip = False
+        elif kept and kept[-1] == "--out":
+            kept.append(Path(argument).name)
+        elif argument.startswith("--out="):
+            kept += ["--out", Path(argument.removeprefix("--out=")).name]
         elif argument in ("--data-root", "--json", "--jobs", "--stop-after", "--checkpoints"):
             skip = True
         elif argument.partition("=")[0] in (
@@ -260,12 +267,15 @@ def _numbers(folder: Path) -> dict[str, Any]:
 
 
 def _finish(folder: Path) -> None:
-    from repsim.cli.common import echo_next, print_table
+    from repsim.cli.common import echo_next
 
     found = _numbers(folder)["findings"]
     if found is not None:
-        rows = [[f"{one['key']}. {one['verdict']}", one["claim"], one["reason"]] for one in found]
-        print_table("findings", ["verdict", "claim", "why"], rows)
+        width = shutil.get_terminal_size((100, 24)).columns
+        for one in found:
+            click.echo(f"{one['key']}. {one['verdict'].upper()}: {one['claim']}")
+            click.echo(textwrap.fill(one["reason"], width, initial_indent="   ",
+                                     subsequent_indent="   "))  # fmt: skip
     report = folder / "report.html"
     if report.is_file():
         click.echo(f"report: {_shown(report)}")

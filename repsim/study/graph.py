@@ -56,7 +56,9 @@ def stages_of(study: Study, command: str) -> dict[str, Stage]:
     ))  # fmt: skip
     made.append(stage("compare", (*trained, "shared"), seen, ("similarity.h5", "predictions.csv"),
                       parallel=True))  # fmt: skip
-    made.append(stage("within", (*trained, "shared"), {**seen, **plain["within"]}, ("within.h5",)))
+    # After `compare`, whose Gram matrices it uses again.
+    made.append(stage("within", (*trained, "shared", "compare"), {**seen, **plain["within"]},
+                      ("within.h5",)))  # fmt: skip
     probed = {key: value for key, value in plain["probe"].items() if key != "options"}
     made += [
         stage(f"probe-{name}", (f"train-{name}", "shared"),
