@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -37,6 +42,7 @@ from repsim.similarity.grams import batch_of
 
 SMALL = bool(os.environ.get("REPSIM_SMALL"))
 folder = Path(tempfile.mkdtemp())
+figures = Path(os.environ.get("REPSIM_FIGURES", "."))
 
 # %%
 if SMALL:
@@ -74,6 +80,7 @@ print(f"{len(live.everything.keys)} layers in all, {live.estimator} CKA of {len(
 # %%
 fig, ax = plt.subplots(figsize=(9, 8), layout="compressed")
 sides_map(live.matrix(), ax)
+fig.savefig(figures / "everything.png", dpi=150)
 # %% [markdown]
 # ## Across schemes, with intervals
 #
@@ -90,6 +97,7 @@ sides_map(pair, left, title=f"{first}, {second}: attacked")
 image = right.imshow(half, origin="lower", cmap="viridis")
 right.set_title("half width of the 95% interval", fontsize=8)
 fig.colorbar(image, ax=right)
+fig.savefig(figures / "across-schemes.png", dpi=150)
 for i, one in enumerate(names):
     for other in names[i + 1 :]:
         found = live.everything.alignment((one, "pgd"), (other, "pgd"))
@@ -133,6 +141,7 @@ ax.set(xscale="log", xlabel="batch", ylabel="CKA(clean, attacked), mean of layer
 ax.set_xticks(sizes, labels=sizes)
 ax.legend(frameon=False, fontsize=8)
 ax.set_title(names[0], fontsize=8)
+fig.savefig(figures / "batch-size.png", dpi=150)
 # %% [markdown]
 # ## What a network cannot tell apart
 #
@@ -153,3 +162,4 @@ for row, (name, images) in zip(axes, shown.items(), strict=True):
     for ax, image in zip(row, images, strict=True):
         ax.imshow(image.permute(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[])
+fig.savefig(figures / "inversions.png", dpi=150)

@@ -24,8 +24,9 @@ def test_it_is_paired(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("REPSIM_SMALL", "1")
+    monkeypatch.setenv("REPSIM_FIGURES", str(tmp_path))
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     NotebookClient(notebook, timeout=250, resources={"metadata": {"path": str(FOLDER)}}).execute()
     figures = [
@@ -35,6 +36,7 @@ def test_it_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if "image/png" in output.get("data", {})
     ]
     assert figures
+    assert list(tmp_path.glob("*.png"))
 
 
 def test_there_are_notebooks() -> None:

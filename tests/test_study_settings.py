@@ -42,6 +42,7 @@ def test_small_trains_what_the_recipes_train() -> None:
             continue
         options = dict.fromkeys(OPTIONS)
         options |= {"head": {}, "seed": one.seed, "compile_": False, "eps": one.kind.eps or None}
+        options |= one.kind.encoder
         theirs = _plan("cifar10", load_recipe(one.kind.recipe), None, options)
         assert training_plan(one, settings).to_json() == theirs.to_json()
 
