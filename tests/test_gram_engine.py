@@ -15,7 +15,7 @@ from repsim.similarity import ArrayRepresentation, cka_pairs
 from repsim.similarity.estimate import normalised
 from repsim.similarity.grams import ArrayGram, PackedGram, centred_gram
 from repsim.similarity.minibatch import BatchSums, batch_hsic, pack, rbf, unpack
-from repsim.similarity.products import sample_products
+from repsim.similarity.products import half_product, sample_products
 
 
 def activations(samples: int = 60, seed: int = 0) -> list[torch.Tensor]:
@@ -217,3 +217,23 @@ def test_rbf_of_a_batch() -> None:
         assert found[i, 1] == pytest.approx(wanted, abs=2e-5)
     nothing = rbf(torch.zeros(1, 10), 4, 0.5)
     assert bool((nothing == 0).all())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("count", [1, 5, 64, 65, 300])
+def test_half_a_product_is_enough(count: int, threads: int) -> None:
+    """One thread multiplies by numpy, several by torch, in parts."""
+    rows = torch.randn(count, 40, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = torch.zeros(count, count)
+        half_product(rows, out)
+        whole = sample_products(rows + 3)
+    finally:
+        torch.set_num_threads(before)
+    wanted = rows.double() @ rows.double().T
+    torch.testing.assert_close(out.double().tril(), wanted.tril(), atol=1e-4, rtol=0)
+    centred = rows.double() - rows.double().mean(0)
+    torch.testing.assert_close(whole.double(), centred @ centred.T, atol=1e-3, rtol=0)
+    assert torch.equal(whole, whole.T)

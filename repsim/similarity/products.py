@@ -10,6 +10,9 @@ from torch import Tensor
 # centring costs no second trip to memory.
 _COLUMNS = 8192
 _COLUMNS_CUDA = 1 << 17
+# A product in so many parts of its rows leaves out nearly half; so many rows a part at least.
+_PARTS = 4
+_LEAST = 64
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -40,7 +43,7 @@ def sample_products(output: Tensor) -> Tensor:
     step = _COLUMNS if rows.device.type == "cpu" else _COLUMNS_CUDA
     total = torch.zeros(count, count, dtype=torch.float64, device=rows.device)
     room = torch.empty(count * min(step, width), device=rows.device)
-    part = torch.empty(count, count, device=rows.device)
+    part = torch.zeros(count, count, device=rows.device)
     level = torch.zeros((), dtype=torch.float64, device=rows.device)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -54,18 +57,34 @@ def sample_products(output: Tensor) -> Tensor:
                 centred.copy_(piece - mean)
             else:
                 torch.sub(piece, mean, out=centred)
-            if rows.device.type == "cpu":
-                # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
-                np.matmul(centred.numpy(), centred.numpy().T, out=part.numpy())
-            else:
-                torch.mm(centred, centred.T, out=part)
+            half_product(centred, part)
             total += part
     finally:
         torch.set_float32_matmul_precision(before)
+    total = total.tril() + total.tril(-1).T
     means = total.mean(1)  # what the mean's own rounding has left
     total -= means[:, None] + means - means.mean()
     total *= total.diagonal().mean() > rounding(rows.dtype) ** 2 * level
     return total.float()
+
+
+def half_product(rows: Tensor, out: Tensor) -> None:
+    """Write rows·rowsᵀ into `out`; above the diagonal it may be left undone.
+
+    Args:
+        rows: (m, k) float32.
+        out: (m, m) float32.
+    """
+    if rows.device.type == "cpu" and torch.get_num_threads() == 1:
+        # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
+        np.matmul(rows.numpy(), rows.numpy().T, out=out.numpy())
+        return
+    # With several threads numpy's would wait for torch's and the other way round.
+    count = len(rows)
+    step = max(-(-count // _PARTS), _LEAST)
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        torch.mm(rows[start:stop], rows[:stop].T, out=out[start:stop, :stop])
 
 
 def _rows(output: Tensor) -> Tensor:
