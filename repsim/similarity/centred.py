@@ -15,11 +15,10 @@ from torch import Tensor
 
 from repsim.errors import UserError
 from repsim.similarity.grams import LEAST, MOST, GramRepresentation
+from repsim.similarity.halves import half_product
 from repsim.similarity.products import rounding
 from repsim.similarity.representation import Representation, describe, refuse_not_finite, unit_for
 from repsim.similarity.tiles import Plan
-
-LEAF = 128  # rows of a square on the diagonal of which both halves are computed
 
 
 class Buffers:
@@ -268,19 +267,5 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor, block: int) -> None:
     """Inner products of the rows of two tiles; of a tile with itself at least the upper blocks."""
     if left is not right:
         torch.mm(left, right.T, out=out)
-    elif left.device.type == "cpu":
-        # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
-        np.matmul(left.numpy(), left.numpy().T, out=out.numpy())
     else:
-        _upper(left, out, block)
-
-
-def _upper(rows: Tensor, out: Tensor, block: int) -> None:
-    """By halves: large rectangular products, which run at full speed."""
-    if len(rows) <= max(block, LEAF):
-        torch.mm(rows, rows.T, out=out)
-        return
-    half = len(rows) // block // 2 * block
-    _upper(rows[:half], out[:half, :half], block)
-    torch.mm(rows[:half], rows[half:].T, out=out[:half, half:])
-    _upper(rows[half:], out[half:, half:], block)
+        half_product(left, out, block)

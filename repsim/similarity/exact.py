@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.similarity.grams import GramRepresentation, centred_gram
+from repsim.similarity.halves import self_product
 from repsim.similarity.products import rounding
 from repsim.similarity.representation import Representation, refuse_not_finite, unit_for
 
@@ -82,7 +83,7 @@ def _products(
     kernel = torch.empty(n, n, dtype=torch.float64, device=device)
     for i, first in enumerate(pieces):
         left = shifted(first)
-        kernel[first, first] = _with_itself(left)
+        kernel[first, first] = self_product(left)
         for second in pieces[i + 1 :]:
             block = left @ shifted(second).T
             kernel[first, second], kernel[second, first] = block, block.T
@@ -151,11 +152,3 @@ def nuclear_norm(matrix: Tensor) -> float:
     if error <= 1e-8 * min(total, abs(1 - total)):
         return total
     return float(torch.linalg.svdvals(small).sum())
-
-
-def _with_itself(left: Tensor) -> Tensor:
-    if left.device.type == "cpu":
-        # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
-        values = left.numpy()
-        return torch.from_numpy(np.matmul(values, values.T))
-    return left @ left.T

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repsim.errors import UserError
+from repsim.similarity.halves import self_product
 from repsim.similarity.products import rounding
 from repsim.similarity.representation import (
     Batch,
@@ -194,7 +195,7 @@ def _products(
 
     for i, first in enumerate(pieces):
         left = centred(first)
-        kernel[first, first] = torch.from_numpy(np.matmul(left, left.T))  # syrk: half the work
+        kernel[first, first] = self_product(torch.from_numpy(left))
         for second in pieces[i + 1 :]:
             block = torch.from_numpy(left @ centred(second).T)
             kernel[first, second], kernel[second, first] = block, block.T

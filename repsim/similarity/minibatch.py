@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from repsim.similarity.halves import half_product, mirrored
 from repsim.similarity.kernels import SAME_FLOAT32
 from repsim.similarity.sums import NOTHING
 
@@ -68,6 +69,7 @@ def batch_hsic(packed: Tensor, samples: int) -> Tensor:
     moved, unit = shift.float(), (1 / scale).float()[:, None]
     off = torch.nonzero(rows < columns)[:, 0]
     products = torch.zeros(count, count, dtype=torch.float64, device=device)
+    share = torch.zeros(count, count, device=device)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -75,13 +77,11 @@ def batch_hsic(packed: Tensor, samples: int) -> Tensor:
             values = packed[:, part] * unit
             values += moved[:, rows[part]]
             values += moved[:, columns[part]]
-            if device.type == "cpu":
-                products += torch.from_numpy(np.matmul(values.numpy(), values.numpy().T))
-            else:
-                products += values @ values.T
+            half_product(values, share)
+            products += share
     finally:
         torch.set_float32_matmul_precision(before)
-    products *= 2
+    products = 2 * mirrored(products)
     nothing = products.diagonal() <= NOTHING * (trace / scale) ** 2
     products[nothing, :] = products[:, nothing] = 0
     return products * scale[:, None] * scale / (samples * (samples - 3))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from repsim.similarity.halves import half_product, mirrored
 
 # Columns that are centred at once: a piece of 256 rows stays in the processor's cache, so that
 # centring costs no second trip to memory.
 _COLUMNS = 8192
 _COLUMNS_CUDA = 1 << 17
-# A product in so many parts of its rows leaves out nearly half; so many rows a part at least.
-_PARTS = 4
-_LEAST = 64
 
 
 def rounding(dtype: torch.dtype) -> float:
@@ -61,30 +59,11 @@ def sample_products(output: Tensor) -> Tensor:
             total += part
     finally:
         torch.set_float32_matmul_precision(before)
-    total = total.tril() + total.tril(-1).T
+    total = mirrored(total)
     means = total.mean(1)  # what the mean's own rounding has left
     total -= means[:, None] + means - means.mean()
     total *= total.diagonal().mean() > rounding(rows.dtype) ** 2 * level
     return total.float()
-
-
-def half_product(rows: Tensor, out: Tensor) -> None:
-    """Write rows·rowsᵀ into `out`; above the diagonal it may be left undone.
-
-    Args:
-        rows: (m, k) float32.
-        out: (m, m) float32.
-    """
-    if rows.device.type == "cpu" and torch.get_num_threads() == 1:
-        # numpy hands A·Aᵀ to syrk, half the work; torch has no call for it.
-        np.matmul(rows.numpy(), rows.numpy().T, out=out.numpy())
-        return
-    # With several threads numpy's would wait for torch's and the other way round.
-    count = len(rows)
-    step = max(-(-count // _PARTS), _LEAST)
-    for start in range(0, count, step):
-        stop = min(start + step, count)
-        torch.mm(rows[start:stop], rows[:stop].T, out=out[start:stop, :stop])
 
 
 def _rows(output: Tensor) -> Tensor:
