@@ -40,8 +40,26 @@ def _by_halves(rows: Tensor, out: Tensor, block: int) -> None:
     """Large rectangular products, which run at full speed."""
     half = len(rows) // block // 2 * block
     if len(rows) <= max(block, LEAF) or half == 0:
-        torch.mm(rows, rows.T, out=out)
+        _product(rows, rows, out)
         return
     _by_halves(rows[:half], out[:half, :half], block)
-    torch.mm(rows[:half], rows[half:].T, out=out[:half, half:])
+    _product(rows[:half], rows[half:], out[:half, half:])
     _by_halves(rows[half:], out[half:, half:], block)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """a·bᵀ: on the CPU each thread multiplies columns of its own.
+
+    A product with few rows and many columns that the threads share out among its rows runs at
+    half to three quarters of the speed.
+    """
+    parts = torch.get_num_threads() if a.device.type == "cpu" else 1
+    width = a.shape[1] // parts
+    if parts == 1 or width < LEAF:
+        torch.mm(a, b.T, out=out)
+        return
+    whole = width * parts
+    x, y = (r[:, :whole].unflatten(1, (parts, width)).transpose(0, 1) for r in (a, b))
+    torch.sum(torch.bmm(x, y.mT), 0, out=out)
+    if whole < a.shape[1]:
+        out.addmm_(a[:, whole:], b[:, whole:].T)
