@@ -21,7 +21,7 @@ def half_product(rows: Tensor, out: Tensor, block: int = 1) -> None:
         # numpy hands A·Aᵀ to syrk; torch has no call for it.
         np.matmul(rows.numpy(), rows.numpy().T, out=out.numpy())
     else:  # numpy's threads would wait for torch's and the other way round
-        _by_halves(rows, out, block)
+        _by_levels(rows, out, block)
 
 
 def self_product(rows: Tensor) -> Tensor:
@@ -36,24 +36,50 @@ def mirrored(half: Tensor) -> Tensor:
     return half.triu() + half.triu(1).T
 
 
-def _by_halves(rows: Tensor, out: Tensor, block: int) -> None:
-    """Large rectangular products, which run at full speed."""
-    half = len(rows) // block // 2 * block
-    if len(rows) <= max(block, LEAF) or half == 0:
-        _product(rows, rows, out)
+def _by_levels(rows: Tensor, out: Tensor, block: int) -> None:
+    """Squares on the diagonal; then what is right of them, in squares of twice the side a level.
+
+    The products of a level are independent, and each thread makes whole ones: a product of few
+    rows that the threads share runs at half to three quarters of their speed.
+    """
+    count, blocks = 1, len(rows) // block
+    while blocks * block > LEAF and blocks > 1:
+        count, blocks = 2 * count, blocks // 2
+    side = blocks * block
+    whole = count * side
+    if whole < len(rows):
+        _product(rows, rows[whole:], out[:, whole:])
+    if not whole:
         return
-    _by_halves(rows[:half], out[:half, :half], block)
-    _product(rows[:half], rows[half:], out[:half, half:])
-    _by_halves(rows[half:], out[half:, half:], block)
+    rows, out = rows[:whole], out[:whole, :whole]
+    left = rows.unflatten(0, (count, side))
+    places = out.unflatten(1, (count, side)).unflatten(0, (count, side))
+    _products(left, left, places.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+    while count > 1:
+        count //= 2
+        pairs = rows.unflatten(0, (count, 2, side))
+        places = out.unflatten(1, (count, 2, side)).unflatten(0, (count, 2, side))
+        right = places[:, 0, :, :, 1].diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        _products(pairs[:, 0], pairs[:, 1], right)
+        side *= 2
+
+
+def _threads(rows: Tensor) -> int:
+    return torch.get_num_threads() if rows.device.type == "cpu" else 1
+
+
+def _products(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write a[i]·b[i]ᵀ into out[i], of a, b (count, side, k) and out (count, side, side)."""
+    if len(a) % _threads(a) == 0:
+        out.copy_(torch.bmm(a, b.mT))
+    else:
+        for left, right, place in zip(a, b, out, strict=True):
+            _product(left, right, place)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """a·bᵀ: on the CPU each thread multiplies columns of its own.
-
-    A product with few rows and many columns that the threads share out among its rows runs at
-    half to three quarters of the speed.
-    """
-    parts = torch.get_num_threads() if a.device.type == "cpu" else 1
+    """Write a·bᵀ into out; each thread multiplies columns of its own."""
+    parts = _threads(a)
     width = a.shape[1] // parts
     if parts == 1 or width < LEAF:
         torch.mm(a, b.T, out=out)
