@@ -31,10 +31,10 @@ class MadeUp(Source):
         self.device = "cpu"
         self.fed: list[tuple[str, int]] = []
 
-    def feed(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
+    def outputs(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
         self.fed.append((condition, len(rows)))
         for name in names:
-            take(name, self.reductions[name](self.values[condition, name][rows]))
+            take(name, self.values[condition, name][rows])
 
 
 def blobs(

@@ -23,13 +23,15 @@ from repsim.errors import UserError
 from repsim.extract import extract
 from repsim.hooks import capture, select_layers
 from repsim.probe import ProbeReport, Settings, agreement, load_probes, probe_live, probe_stores
-from repsim.probe.adaptive import ProbedNetwork, attack_probe, probed
-from repsim.probe.agreement import kappa
+from repsim.probe.adaptive import ProbedNetwork, attack_probe, probed, require_adaptive
+from repsim.probe.agreement import agreements, different_attacks, kappa
 from repsim.probe.classifiers import Linear
 from repsim.probe.reduce import choose_reduction
 from repsim.probe.settings import validation_rows
+from repsim.progress import Silent
 from repsim.runtime import Runtime
 from repsim.store import open_store
+from repsim.study.shared import make_shared, shared_attack
 
 EPS = 0.1
 
@@ -116,7 +118,7 @@ def test_live_equals_stored(
             probe_stores(train, test, layers="conv*")
         with pytest.raises(UserError, match="--adaptive with stores expects --model"):
             probe_stores(train, test, attacks=[pgd()], adaptive=True)
-        with pytest.raises(UserError, match="images that they were not trained on; 120 of 120"):
+        with pytest.raises(UserError, match="stores of two splits; both are of digits/test"):
             probe_stores(test, test)
 
 
@@ -195,6 +197,24 @@ def test_attacks_do_what_they_should(both: tuple[ProbeReport, ProbeReport]) -> N
     assert value(st, "relu", "pgd", "transfer", "both:pgd") > value(st, "relu", "pgd", "transfer")
 
 
+def test_images_that_are_given_are_never_adaptive(
+    loaded: LoadedModel, few: tuple[ImageData, ImageData], tmp_path: Path
+) -> None:
+    """A study's shared attacked images are the same whatever probe they are shown to."""
+    make_shared([loaded], few[1], pgd(), tmp_path / "shared.h5", batch_size=64,
+                runtime=Runtime.of("cpu"), seed=0, progress=Silent())  # fmt: skip
+    shared = shared_attack(tmp_path / "shared.h5")
+    report = probe_live(loaded, *few, attacks=[pgd(), shared], adaptive=True, layers=["avgpool"])
+    assert set(zip(report.table["test"], report.table["attack"], strict=True)) == {
+        ("clean", "none"), ("noise", "none"), ("pgd", "transfer"), ("shared", "transfer"),
+        ("pgd", "adaptive"),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="the images of shared are given"):
+        require_adaptive([shared], "ridge")
+    with pytest.raises(UserError, match="--adaptive expects an attack to aim"):
+        probe_live(loaded, *few, attacks=[shared], adaptive=True)
+
+
 def test_the_probe_of_the_last_layer_is_attacked_as_the_network_is(
     both: tuple[ProbeReport, ProbeReport], loaded: LoadedModel, few: tuple[ImageData, ImageData]
 ) -> None:
@@ -271,6 +291,7 @@ def test_files(both: tuple[ProbeReport, ProbeReport], tmp_path: Path) -> None:
             assert (found.weights[key][name] == value).all()
     assert list(found.weights) == list(report.weights)
     assert found.provenance == report.provenance
+    assert found.classes == 10
     assert found.notes == report.notes
     assert (found.ids == report.ids).all()
     assert (found.labels == report.labels).all()
@@ -313,6 +334,23 @@ def test_agreement(both: tuple[ProbeReport, ProbeReport]) -> None:
     other = ProbeReport(b.table, b.predictions, b.labels, b.ids + np.uint64(1), b.provenance)
     with pytest.raises(UserError, match="none in common"):
         agreement(a, other)
+    renamed = ProbeReport(b.table, b.predictions, (b.labels + 1) % 10, b.ids, b.provenance)
+    with pytest.raises(UserError, match="expects the same classes"):
+        agreement(a, renamed)
+
+
+def test_agreement_of_several(both: tuple[ProbeReport, ProbeReport]) -> None:
+    a, b = both
+    found = agreements({"one": a, "two": b, "three": b})
+    pairs = found.groupby(["a", "b"], sort=False)
+    assert list(pairs.groups) == [("one", "two"), ("one", "three"), ("two", "three")]
+    assert (found.query("a == 'two'")["agreement"] == 1).all()
+    assert different_attacks({"one": a, "two": b}) == []
+    attacks = {**b.provenance["attacks"], "pgd": {"params": {"eps": 0.2}}}
+    other = ProbeReport(b.table, b.predictions, b.labels, b.ids, {"attacks": attacks})
+    assert different_attacks({"one": a, "two": other}) == [
+        "pgd was made with other settings for one than for two"
+    ]
 
 
 def test_kappa_of_one_class_is_not_a_number() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,7 +20,7 @@ from repsim.data import ImageData, draw, to_float
 from repsim.errors import UserError
 from repsim.hooks import capture
 from repsim.plot.probes import probe_curves, probe_figure
-from repsim.probe import load_probes
+from repsim.probe import agreement, load_probes
 from repsim.probe.retrain import _after, _renewed, retrain
 from repsim.runtime import Runtime
 
@@ -93,6 +94,90 @@ def test_stores(
         error = capsys.readouterr().err
         assert wanted in error
         assert len(error.strip().splitlines()) == 1
+
+
+def test_chance_is_of_the_classes_of_the_data(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the labels that happen to be among a few test images."""
+    drawn: list[float] = []
+
+    def figure(table: pd.DataFrame, title: str, chance: float) -> object:
+        drawn.append(chance)
+        return probe_figure(table, title, chance)
+
+    monkeypatch.setattr("repsim.plot.probes.probe_figure", figure)
+    few = ["--samples", "7", "--train-samples", "200", "--layers", "avgpool", "--quiet"]
+    out = ["--out", str(tmp_path / "probes.h5")]
+    assert run("probe", "--model", str(checkpoints["st"]), *few, *out) == 0
+    assert drawn == [0.1]
+
+
+def test_agreement_with_earlier_results(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    models = [["--model", str(checkpoints[name])] for name in ("st", "at")]
+    assert run("probe", *models[0], *QUICK, "--out", "st.h5", "--quiet") == 0
+    agree = ["--out", "at.h5", "--agree", "st.h5", "--json", "at.json"]
+    assert run("probe", *models[1], *QUICK, *agree) == 0
+    said = capsys.readouterr().out
+    assert "at and st: how often probes trained on clean say the same of 60 images" in said
+    assert "Cohen's kappa" in said
+    assert "κ" in said
+    assert "wrote at.h5 and at.png and at.agreement.csv" in said
+    table = pd.read_csv("at.agreement.csv")
+    wanted = agreement(load_probes("at.h5"), load_probes("st.h5"))
+    pd.testing.assert_frame_equal(table, wanted)
+    assert len(json.loads(Path("at.json").read_text())["agreement"]) == len(table) == 2
+    # Of results alone nothing is trained.
+    assert run("probe", "--agree", "at.h5", "--agree", "st.h5", "--out", "two.h5") == 0
+    assert "wrote two.agreement.csv\n" in capsys.readouterr().out
+    assert not Path("two.h5").exists()
+    pd.testing.assert_frame_equal(pd.read_csv("two.agreement.csv"), wanted)
+    Path("again.h5").write_bytes(Path("st.h5").read_bytes())
+    assert run("probe", "--agree", "again.h5", "--agree", "st.h5", "--out", "three.h5") == 0
+    assert "st (again) and st (st)" in capsys.readouterr().out
+    quick = ["--samples", "50", *QUICK[2:]]
+    other = load_probes("st.h5")
+    other.ids += np.uint64(1)
+    other.save("other.h5")
+    for arguments, wanted_error in (
+        (["--agree", "st.h5"], "expects a second result"),
+        (["--agree", "st.h5", "--agree", "at.h5", "--csv", "a.csv"], "has no use for --csv"),
+        (["--agree", "st.h5", "--agree", "none.h5"], "there is no such file"),
+        (["--agree", "st.h5", "--agree", "other.h5"], "have none in common"),
+        ([*models[0], *quick, "--out", "at.h5", "--agree", "st.h5"], "at.h5 is there"),
+        (["--agree", "at.h5", "--agree", "st.h5", "--out", "two.h5"], "two.agreement.csv is there"),
+    ):
+        assert run("probe", *arguments) == 2
+        error = capsys.readouterr().err
+        assert wanted_error in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_options_without_a_use_are_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retrained = ["--model", str(checkpoints["st"]), "--retrain-from", "layer3.0"]
+    stores = ["--train", "a.h5", "--test", "b.h5"]
+    for way, given, flag in (
+        (retrained, ["--solver", "ridge"], "--solver"),
+        (retrained, ["--layers", "all"], "--layers"),
+        (retrained, ["--strengths", "1,2"], "--strengths"),
+        (retrained, ["--reduce", "flatten"], "--reduce"),
+        (retrained, ["--validation", "0.2"], "--validation"),
+        (retrained, ["--adaptive", "--no-hold"], "--adaptive, --no-hold"),
+        (stores, ["--train-samples", "100"], "--train-samples"),
+    ):
+        assert run("probe", *way, *given, "--out", str(tmp_path / "probes.h5")) == 2
+        error = capsys.readouterr().err
+        assert f"has no use for {flag}; leave it out" in error
+        assert len(error.strip().splitlines()) == 1
+    assert run("probe", "--help") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Of sgd, adam and retraining. [default: 2, 0.02 and 0.05]" in said
 
 
 def made_up(networks: int = 1, layers: int = 5) -> pd.DataFrame:
@@ -207,6 +292,9 @@ def test_retraining(
         retrain(loaded, *few, layers=["layer9"])
     with pytest.raises(UserError, match="--train-on expects"):
         retrain(loaded, *few, layers=["layer3.0"], train_on=["pgd"])
+    inner = parse_attack("feature,layer=layer1.0", eps=0.1)
+    with pytest.raises(UserError, match="--retrain-from expects attacks on the network"):
+        retrain(loaded, *few, layers=["layer3.0"], attacks=[inner])
 
 
 def test_retraining_as_a_user_types_it(

@@ -16,13 +16,21 @@ from torch import Tensor
 
 from repsim.errors import UserError
 from repsim.probe.classifiers import Linear, Neighbours, inverse_deviation
-from repsim.probe.descent import Running, epoch_rows
+from repsim.probe.descent import epoch_rows
 from repsim.probe.fit import Probes, fit_probes, predict
-from repsim.probe.held import minimise, standardise
+from repsim.probe.held import fit_logistic, minimise, standardise
 from repsim.probe.lbfgs import lbfgs
 from repsim.probe.moments import Moments, Origin
-from repsim.probe.settings import SOLVERS, Settings, Training, trainings, validation_rows
-from repsim.probe.source import grouped
+from repsim.probe.running import Running
+from repsim.probe.settings import (
+    SOLVERS,
+    Settings,
+    Training,
+    at_the_edge,
+    trainings,
+    validation_rows,
+)
+from repsim.probe.sizes import grouped
 from repsim.progress import Silent
 
 CLEAN = [Training("clean", ("clean",))]
@@ -244,6 +252,50 @@ def test_the_strength_is_chosen_on_the_validation_part() -> None:
     least = fitted(one_layer(x, y), 2, solver="ridge", strengths=(1e-6,))
     assert chosen["layer", "clean"].strength == 1.0
     assert accuracy(chosen, test)["layer"] > accuracy(least, test)["layer"] + 0.03
+
+
+def test_every_strength_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right on the validation part, from the strongest: 100, 99, 120. The last is the best."""
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate((100, 99, 120))])
+    says = {1e-1: 0, 1e-2: 1, 1e-3: 2}
+    tried: list[float] = []
+
+    def made_up(
+        z: Tensor, y: Tensor, classes: int, strength: float, start: object = None
+    ) -> tuple[Tensor, Tensor]:
+        tried.append(strength)
+        return torch.zeros(classes, z.shape[1]), F.one_hot(torch.tensor(says[strength]), 3).float()
+
+    monkeypatch.setattr("repsim.probe.held.minimise", made_up)
+    options = Settings(solver="logistic", strengths=tuple(says)).checked()
+    x = torch.randn(2 * len(labels), 4, generator=torch.Generator().manual_seed(0))
+    held_out = torch.arange(2 * len(labels)) < len(labels)
+    probe = fit_logistic(x, labels.repeat(2), held_out, 3, options)
+    assert tried == [1e-1, 1e-2, 1e-3, 1e-3]  # the best again, on all images
+    assert probe.strength == 1e-3
+
+
+def test_a_choice_at_the_edge_is_told() -> None:
+    ridge = Settings().checked()
+    assert ridge.strengths[-2:] == (100.0, 1000.0)
+    assert at_the_edge([1.0, 10.0], ridge) == []
+    said = at_the_edge([1e-4, 1.0, 1000.0, 1000.0], ridge)
+    assert "1 of 4 probes chose the smallest of the strengths, 0.0001" in said[0]
+    assert "2 of 4 probes chose the largest of the strengths, 1000" in said[1]
+    assert at_the_edge([0.0], Settings(solver="adam").checked()) == []
+    assert at_the_edge([1.0, 10.0], Settings(solver="knn").checked()) == []
+    assert at_the_edge([0.5], Settings(strengths=(0.5,)).checked()) == []
+
+
+def test_many_noisy_features_want_a_large_ridge_strength() -> None:
+    """Beyond 10, at which the grid once ended; chosen and better."""
+    x, y = blobs(400, 300, classes=2, spread=25)
+    other, labels = blobs(4000, 300, classes=2, spread=25, seed=1)
+    test = one_layer(other, labels)
+    chosen = fitted(one_layer(x, y), 2, solver="ridge", validation=0.5)
+    assert chosen["layer", "clean"].strength > 10
+    before = fitted(one_layer(x, y), 2, solver="ridge", strengths=(1e-4, 1e-3, 1e-2))
+    assert accuracy(chosen, test)["layer"] > accuracy(before, test)["layer"]
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

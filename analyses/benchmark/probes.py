@@ -5,9 +5,10 @@
     python analyses/benchmark/probes.py --images 64 --rounds 1 --out /tmp    # does it run?
 
 A resnet18 of CIFAR size with random weights; images are CIFAR-10's where `repsim --data cifar10`
-finds them, else random. Nothing is held between epochs: the network runs in each. "One at a time"
-is what is written by hand: for each layer a loop of its own with a hook on the layer, a forward of
-the whole frozen network, `nn.Linear` on the flattened output and Adam, without standardisation.
+finds them, else random. Nothing is held between epochs: the network runs in each. Layers that hand
+on one output share a probe, as in `fit_probes`. "One at a time" is what is written by hand: for a
+layer a loop of its own with a hook on it, a forward of the whole frozen network, `nn.Linear`
+on the flattened output and Adam, without standardisation.
 Its time for all layers is the sum over all of them, each measured. A ratio is the median of
 alternating rounds.
 """
@@ -33,8 +34,8 @@ from repsim.data import ImageData, draw, load_data, to_float
 from repsim.errors import UserError
 from repsim.extract.conditions import Source as Condition
 from repsim.hooks import select_layers
-from repsim.optim import make_optimizer
-from repsim.probe.descent import Heads, train_step
+from repsim.probe.descent import step_rule, train_step
+from repsim.probe.heads import Heads
 from repsim.probe.reduce import choose_reduction
 from repsim.probe.settings import Settings, Training
 from repsim.probe.source import LiveSource
@@ -116,9 +117,10 @@ class Ours:
 
     def __init__(self, source: LiveSource, solver: str) -> None:
         settings = Settings(solver=solver, strengths=(0.0,)).checked()
-        self.source, self.names = source, list(source.reductions)
+        repeats = source.repeats()
+        self.source, self.names = source, [x for x in source.reductions if x not in repeats]
         self.heads = Heads(source, self.names, [Training("clean", ("clean",))], CLASSES, settings)
-        self.optimiser = make_optimizer([self.heads.parameters], name=solver, lr=settings.lr)
+        self.optimiser = step_rule(self.heads, settings)
 
     def epoch(self, batch: int, *, first: bool) -> None:
         for rows in batches(self.source.data, batch):
@@ -177,11 +179,11 @@ def rows_of(setting: argparse.Namespace, data: ImageData, runtime: Runtime) -> I
         for _ in range(min(2, setting.rounds)):
             taken.append(seconds(lambda: ours.epoch(batch, first=False)))  # noqa: B023
             other.append(
-                sum(seconds(lambda: one_at_a_time(source, name, batch)) for name in ours.names)  # noqa: B023
+                sum(seconds(lambda: one_at_a_time(source, x, batch)) for x in source.reductions)  # noqa: B023
             )
         yield row(
             f"one probe at a time over all at once ({len(part)} images, batches of {batch})",
-            f"{layers}, {len(ours.names)}",
+            f"{layers}, {len(source.reductions)}",
             f"flatten, {sum(r.used for r in source.reductions.values()):,}", "≥ 10", other, taken,
         )  # fmt: skip
 

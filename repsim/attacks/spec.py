@@ -75,6 +75,7 @@ class AttackSpec:
         files: paths of the files that it needs, by setting: `surrogate`, `weights`.
         origin: what those files were, for the record; see `repsim.attack_files.bind`.
         bound: what was read from them.
+        fixed: its images were made beforehand; no network that it is run on changes them.
     """
 
     name: str
@@ -87,6 +88,7 @@ class AttackSpec:
     files: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
     bound: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    fixed: bool = False
 
     @property
     def norm(self) -> str:

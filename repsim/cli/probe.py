@@ -21,6 +21,23 @@ from repsim.cli.options import (
 if TYPE_CHECKING:
     from repsim.probe import ProbeReport
 
+# What a way of working has no use for; given all the same, it was meant for something else.
+_UNUSED = {
+    "--retrain-from": (
+        "adaptive", "patterns", "solver", "strengths", "reduce", "most", "validation", "memory",
+        "hold",
+    ),
+    "--train STORE --test STORE": (
+        "control", "data", "data_root", "download", "image_size", "train_samples", "samples",
+    ),
+    "--agree without a network": (
+        "attacks", "adaptive", "control", "eps", "norm", "steps", "step_size", "restarts",
+        "train_on", "patterns", "solver", "strengths", "reduce", "most", "validation", "epochs",
+        "lr", "memory", "hold", "retrain_from", "data", "data_root", "download", "image_size",
+        "train_samples", "samples", "csv",
+    ),
+}  # fmt: skip
+
 
 @click.command()
 @click.option("--train", "train_store", type=click.Path(path_type=Path), metavar="STORE",
@@ -59,8 +76,9 @@ if TYPE_CHECKING:
 @click.option("--validation", type=float, default=0.1, show_default=True, metavar="FRACTION",
               help="Part of the training split that chooses the strength.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True,
-              help="Of sgd and adam.")  # fmt: skip
-@click.option("--lr", type=float, default=0.0, help="Of sgd and adam. [default: 2 and 0.02]")
+              help="Of sgd, adam and retraining.")  # fmt: skip
+@click.option("--lr", type=float, default=0.0,
+              help="Of sgd, adam and retraining. [default: 2, 0.02 and 0.05]")  # fmt: skip
 @click.option("--memory", type=click.IntRange(min=1), default=2048, show_default=True,
               metavar="MIB", help="For features and matrices; more layers take turns.")  # fmt: skip
 @click.option("--no-hold", "hold", flag_value=False, default=True,
@@ -69,6 +87,10 @@ if TYPE_CHECKING:
 @click.option("--retrain-from", multiple=True, metavar="LAYER",
               help="Instead of probes: initialise all after this layer anew and train it, the "
               "rest frozen; may be repeated.")  # fmt: skip
+@click.option("--agree", "agree", multiple=True, type=click.Path(path_type=Path), metavar="RESULT",
+              help="Also say how often these probes and those of an earlier result, of another "
+              "network, predict the same; may be repeated. Without --model: only those of the "
+              "results given.")  # fmt: skip
 @click.option("--data", metavar="NAME|FOLDER",
               help="Data set: a name, a folder, or file.py:function. [default: the checkpoint's "
               "own]")  # fmt: skip
@@ -87,13 +109,15 @@ if TYPE_CHECKING:
               help="Also write the table as CSV.")  # fmt: skip
 @overwrite_option
 @output_options
+@click.pass_context
 def probe(
-    train_store: Path | None, test_store: Path | None, model: str | None, attacks: tuple[str, ...],
-    adaptive: bool, control: bool, eps: str | None, norm: str | None, steps: str | None,
-    step_size: str | None, restarts: str | None, train_on: tuple[str, ...],
+    ctx: click.Context, /, train_store: Path | None, test_store: Path | None, model: str | None,
+    attacks: tuple[str, ...], adaptive: bool, control: bool, eps: str | None, norm: str | None,
+    steps: str | None, step_size: str | None, restarts: str | None, train_on: tuple[str, ...],
     patterns: tuple[str, ...], strengths: tuple[float, ...] | None, retrain_from: tuple[str, ...],
-    train_samples: int | None, samples: int, device: str, precision: str, out: Path,
-    csv: Path | None, overwrite: bool, json_file: Path | None, quiet: bool, **options: Any,
+    agree: tuple[Path, ...], train_samples: int | None, samples: int, device: str, precision: str,
+    out: Path, csv: Path | None, overwrite: bool, json_file: Path | None, quiet: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Train a linear probe on every layer at once, and test it clean and attacked.
 
@@ -102,69 +126,99 @@ def probe(
     repsim probe --model ckpt.pt --attack pgd --train-on clean --train-on both:pgd --solver adam
     repsim probe --train train.h5 --test features.h5
     repsim probe --model ckpt.pt --attack pgd --retrain-from layer2.1 --retrain-from layer3.1
+    repsim probe --model other.pt --attack pgd --out other.h5 --agree probes.h5
     """
     from repsim.cli.common import check_outputs, echo_next, write_json
+    from repsim.cli.probe_tables import print_accuracies, tell_agreement
     from repsim.errors import UserError
     from repsim.plot import save_figure
     from repsim.plot.probes import probe_figure
+    from repsim.probe import load_probes
     from repsim.progress import reporter
     from repsim.runtime import Runtime
 
-    figure = out.with_suffix(".png")
+    figure, agreed = out.with_suffix(".png"), out.with_suffix(".agreement.csv")
     if out == figure:
         raise UserError(
             f"--out {out} expects a name for the result, such as {out.stem}.h5; the figure goes "
             f"beside it as {figure.name}"
         )
-    if out.exists() and not overwrite:
-        raise UserError(f"--out {out} is there; give another name or --overwrite")
-    check_outputs(out, figure, csv, json_file)
     stored = train_store is not None or test_store is not None
     if stored and (train_store is None or test_store is None):
         raise UserError(
             "--train and --test expect each other: a store of the training split and one of the "
             "test split; write the missing one: repsim extract --split train --out train.h5"
         )
-    if not stored and model is None:
+    probing = stored or model is not None
+    if not probing and not agree:
         raise UserError("probe expects --model CHECKPOINT, or --train STORE and --test STORE")
+    if not probing and len(agree) < 2:
+        raise UserError("--agree expects a second result, or --model CHECKPOINT to probe now")
     if stored and retrain_from:
         raise UserError("--retrain-from expects a network, not stores; give --model alone")
-    progress = reporter(quiet=quiet)
-    runtime = Runtime.of(device, precision)
-    settings = attack_settings(eps, norm, steps, step_size, restarts)
-    shared = {
-        "train_on": train_on, "adaptive": adaptive, "runtime": runtime, "progress": progress,
-    }  # fmt: skip
-    trained = {
-        **{name: options[name] for name in ("solver", "reduce", "most", "validation", "epochs",
-                                            "lr", "memory", "hold", "batch_size", "seed")},
-        "strengths": strengths or (),
-    }  # fmt: skip
-    trained["memory"] <<= 20
-    if stored:
-        assert train_store is not None
-        assert test_store is not None
-        report = _stored(train_store, test_store, model, patterns, attacks, settings, options,
-                         {**shared, **trained})  # fmt: skip
-    else:
-        assert model is not None
-        live = {
-            "patterns": patterns, "attacks": attacks, "settings": settings, "control": control,
-            "samples": samples, "train_samples": train_samples, "retrain_from": retrain_from,
+    for way, chosen in zip(_UNUSED, (retrain_from, stored, not probing), strict=True):
+        if chosen:
+            _refuse_unused(ctx, way)
+    written = [out, figure] if probing else []
+    written += [agreed] if agree else []
+    for path in written:
+        if path != figure and path.exists() and not overwrite:
+            raise UserError(f"--out {path} is there; give another name or --overwrite")
+    check_outputs(*written, csv, json_file)
+    results = [(path, load_probes(path)) for path in agree]
+    found: dict[str, Any] = {}
+    if probing:
+        progress = reporter(quiet=quiet)
+        settings = attack_settings(eps, norm, steps, step_size, restarts)
+        shared = {
+            "train_on": train_on, "adaptive": adaptive, "runtime": Runtime.of(device, precision),
+            "progress": progress,
         }  # fmt: skip
-        report = _live(model, options, live, shared, trained)
-    report.save(out)
-    if csv is not None:
-        report.to_csv(csv)
-    classes = len(set(report.labels.tolist()))
-    save_figure(probe_figure(report.table, report.network, chance=1 / classes), figure)
-    write_json(json_file, report.to_json())
+        trained = {
+            **{name: options[name] for name in ("solver", "reduce", "most", "validation", "epochs",
+                                                "lr", "memory", "hold", "batch_size", "seed")},
+            "strengths": strengths or (),
+        }  # fmt: skip
+        trained["memory"] <<= 20
+        if stored:
+            assert train_store is not None
+            assert test_store is not None
+            report = _stored(train_store, test_store, model, patterns, attacks, settings, options,
+                             {**shared, **trained})  # fmt: skip
+        else:
+            assert model is not None
+            live = {
+                "patterns": patterns, "attacks": attacks, "settings": settings, "control": control,
+                "samples": samples, "train_samples": train_samples, "retrain_from": retrain_from,
+            }  # fmt: skip
+            report = _live(model, options, live, shared, trained)
+        report.save(out)
+        if csv is not None:
+            report.to_csv(csv)
+        save_figure(probe_figure(report.table, report.network, chance=1 / report.classes), figure)
+        if not quiet:
+            for note in report.notes:
+                click.echo(note, err=True)
+            print_accuracies(report)
+        found, results = report.to_json(), [(out, report), *results]
+    if agree:
+        found["agreement"] = tell_agreement(results, agreed, quiet=quiet)
+    write_json(json_file, found)
     if not quiet:
-        for note in report.notes:
-            click.echo(note, err=True)
-        _print(report)
-        click.echo(f"wrote {out} and {figure}")
-        echo_next(f"repsim info {out}")
+        click.echo(f"wrote {' and '.join(map(str, written))}")
+        if probing:
+            echo_next(f"repsim info {out}")
+
+
+def _refuse_unused(ctx: click.Context, way: str) -> None:
+    """A given option that is not used would be taken for one that was."""
+    from repsim.errors import UserError
+
+    source = click.core.ParameterSource.COMMANDLINE
+    flags = {option.name: option.opts[0] for option in ctx.command.params}
+    given = [flags[name] for name in _UNUSED[way] if ctx.get_parameter_source(name) == source]
+    if given:
+        raise UserError(f"{way} has no use for {', '.join(given)}; leave it out")
 
 
 def _stored(
@@ -231,32 +285,3 @@ def _live(
         return retrain(loaded, train, test, layers=live["retrain_from"], **given,
                        **{name: trained[name] for name in wanted})  # fmt: skip
     return probe_live(loaded, train, test, layers=layers, **given, **trained)
-
-
-def _print(report: ProbeReport) -> None:
-    """A table for each training: a row a layer, a column for each test and target."""
-    from repsim.cli.common import percent, print_table
-
-    retrained = report.table["solver"].iloc[0] == "retrain"
-    for train, table in report.table.groupby("train", sort=False):
-        columns = list(dict.fromkeys(zip(table["test"], table["attack"], strict=True)))
-        rows = []
-        for layer in report.layers:
-            part = table[table["layer"] == layer].set_index(["test", "attack"])
-            first = part.iloc[0]
-            cells = [
-                percent(part.loc[key, "accuracy"], (part.loc[key, "lower"], part.loc[key, "upper"]))
-                for key in columns
-            ]
-            rows.append([layer, f"{first['used_features']} ({first['reduce']})", *cells])
-        what = "all after the layer retrained" if retrained else f"{first['solver']} probes trained"
-        print_table(
-            f"{report.network}: {what} on {train}, accuracy on {len(report.labels)} test images "
-            "(95% intervals)",
-            ["layer", "features",
-             *(test + ("" if attack == "none" else f" ({attack})") for test, attack in columns)],
-            rows,
-        )  # fmt: skip
-    if (report.table["attack"] != "none").any():
-        ours = "the retrained network" if retrained else "the probe"
-        click.echo(f"transfer: attacked against the whole network; adaptive: against {ours}")

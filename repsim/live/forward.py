@@ -15,6 +15,7 @@ from repsim.distributed import alone
 from repsim.errors import UserError
 from repsim.extract.conditions import Batch, Source
 from repsim.hooks import Layer, capture
+from repsim.hooks.same import Same
 from repsim.live.cache import BatchGrams
 from repsim.runtime import Runtime
 from repsim.similarity.minibatch import pack
@@ -93,32 +94,9 @@ def _inputs(one: Pass, batch: Batch) -> Tensor:
         return one.source.make(batch)[0]
 
 
-class _Same:
-    """Whether a module hands on the output of the one before it, unchanged."""
-
-    def __init__(self) -> None:
-        self.last: tuple[Tensor, int, str] | None = None
-
-    def of(self, name: str, output: Tensor) -> str | None:
-        """The layer whose output this is too; None for a new one."""
-        if self.last is not None:
-            tensor, version, other = self.last
-            if (
-                output.data_ptr() == tensor.data_ptr()
-                and output.shape[0] == tensor.shape[0]
-                and output.stride(0) == tensor.stride(0)  # else rows are other samples
-                and output.numel() == tensor.numel()
-                and output._version == version
-            ):
-                return other
-        # Held until the next output, so that its memory is not given to another tensor.
-        self.last = output, output._version, name
-        return None
-
-
 def _at_once(one: Pass, inputs: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """(layers, m(m+1)/2) and logits (m, classes); nothing of the activations stays."""
-    same, grams = _Same(), dict[str, Tensor]()
+    same, grams = Same(), dict[str, Tensor]()
 
     def products(name: str, output: Tensor) -> Tensor:
         other = same.of(name, output)
@@ -136,10 +114,10 @@ def _in_parts(one: Pass, batches: Sequence[Batch], runtime: Runtime) -> tuple[Te
     alias: dict[str, str] = {}
     logits = []
     for batch in batches:
-        same = _Same()
+        same = Same()
         place = slice(batch.start - batches[0].start, batch.stop - batches[0].start)
 
-        def keep(name: str, output: Tensor, same: _Same = same, place: slice = place) -> Tensor:
+        def keep(name: str, output: Tensor, same: Same = same, place: slice = place) -> Tensor:
             if other := same.of(name, output):
                 alias[name] = other
             else:

@@ -5,7 +5,7 @@ from repsim.probe import probe_live, probe_stores
 
 from __future__ import annotations
 
-from repsim.probe.agreement import agreement
+from repsim.probe.agreement import agreement, agreements
 from repsim.probe.api import probe_live, probe_stores
 from repsim.probe.report import ProbeReport, load_probes
 from repsim.probe.settings import SOLVERS, Settings
@@ -15,6 +15,7 @@ __all__ = [
     "ProbeReport",
     "Settings",
     "agreement",
+    "agreements",
     "load_probes",
     "probe_live",
     "probe_stores",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -56,22 +56,37 @@ def probed(
         yield ProbedNetwork(read, reduction, probe)
 
 
-def require_adaptive(specs: list[AttackSpec], solver: str) -> None:
+def aimed(specs: Sequence[AttackSpec]) -> list[AttackSpec]:
+    """Those that can be aimed at a probe: controls and images that are given have no aim."""
+    return [spec for spec in specs if not (spec.is_control or spec.fixed)]
+
+
+def require_adaptive(specs: Sequence[AttackSpec], solver: str, option: str = "--adaptive") -> None:
     """Refuse what cannot be aimed at a probe.
+
+    Args:
+        specs: attacks to aim.
+        solver: of the probes.
+        option: what the user asked for.
 
     Raises:
         UserError: probes without gradient, no attack, or one that looks elsewhere.
     """
     if solver == "knn":
         raise UserError(
-            "--adaptive expects probes with a gradient; knn has none; try --solver ridge"
+            f"{option} expects probes with a gradient; knn has none; try --solver ridge"
         )
     if not specs:
-        raise UserError("--adaptive expects an attack to aim at each probe; add --attack pgd")
+        raise UserError(f"{option} expects an attack to aim at each probe; add --attack pgd")
     for spec in specs:
+        if spec.fixed:
+            raise UserError(
+                f"{option} expects attacks that can be aimed; the images of {spec.condition} are "
+                "given, whatever they are shown to; try --attack pgd"
+            )
         if spec.name in INNER or "surrogate" in spec.files:
             raise UserError(
-                f"--adaptive expects attacks on the network that they are aimed at; "
+                f"{option} expects attacks on the network that they are aimed at; "
                 f"{spec.condition} looks at something else; try --attack pgd"
             )
 

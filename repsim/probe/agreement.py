@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +36,7 @@ def agreement(a: ProbeReport, b: ProbeReport, *, pairs: str = "same") -> pd.Data
         of independent predictions with the same frequencies; nan where that is certain), samples.
 
     Raises:
-        UserError: no images or no rows in common.
+        UserError: no images or no rows in common, or other classes.
     """
     import pandas as pd
 
@@ -46,6 +48,11 @@ def agreement(a: ProbeReport, b: ProbeReport, *, pairs: str = "same") -> pd.Data
         raise UserError(
             f"agreement expects probes tested on the same images; {a.network} and {b.network} "
             "have none in common"
+        )
+    if not np.array_equal(a.labels[here], b.labels[place[here]]):
+        raise UserError(
+            f"agreement expects the same classes; {a.network} and {b.network} were tested on the "
+            "same images with other labels"
         )
     common = [key for key in a.predictions if key[1:] in {other[1:] for other in b.predictions}]
     found = []
@@ -62,9 +69,39 @@ def agreement(a: ProbeReport, b: ProbeReport, *, pairs: str = "same") -> pd.Data
     if not found:
         raise UserError(
             f"agreement expects rows of the same layer, training and test; {a.network} and "
-            f"{b.network} have none in common; try pairs='all'"
+            f"{b.network} have none in common; networks with other layers: "
+            "repsim.probe.agreement(a, b, pairs='all')"
         )
     return pd.DataFrame(found)
+
+
+def agreements(reports: Mapping[str, ProbeReport]) -> pd.DataFrame:
+    """`agreement` of every two reports, layers of the same name, under the reports' names.
+
+    Raises:
+        UserError: as `agreement`.
+    """
+    import pandas as pd
+
+    pairs = combinations(reports.items(), 2)
+    return pd.concat(
+        [agreement(one, other).assign(a=x, b=y) for (x, one), (y, other) in pairs],
+        ignore_index=True,
+    )
+
+
+def different_attacks(reports: Mapping[str, ProbeReport]) -> list[str]:
+    """What to say where two reports tested on other attacks under one name."""
+    found = []
+    for (x, one), (y, other) in combinations(reports.items(), 2):
+        mine, theirs = (report.provenance.get("attacks", {}) for report in (one, other))
+        found += [
+            f"{name} was made with other settings for {x} than for {y}"
+            for name in mine
+            if name in theirs
+            and (mine[name] or {}).get("params") != (theirs[name] or {}).get("params")
+        ]
+    return found
 
 
 def _row(x: NDArray[np.int64], y: NDArray[np.int64], names: dict[str, str]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
 from repsim.attacks import AttackSpec
 from repsim.attacks.table import INNER
 from repsim.checkpoint import LoadedModel
@@ -14,8 +16,15 @@ from repsim.data import ImageData, to_float
 from repsim.errors import UserError
 from repsim.extract.conditions import asked_conditions
 from repsim.hooks import select_layers
-from repsim.probe.adaptive import require_adaptive
-from repsim.probe.checks import check_splits, require_whole, stored_reductions
+from repsim.probe.adaptive import aimed, require_adaptive
+from repsim.probe.checks import (
+    check_attacks,
+    check_splits,
+    check_stores,
+    other_attacks,
+    require_whole,
+    stored_reductions,
+)
 from repsim.probe.reduce import choose_reduction
 from repsim.probe.report import ProbeReport
 from repsim.probe.settings import Settings, trainings
@@ -55,7 +64,8 @@ def probe_live(
         attacks: made on the whole network; each is a condition of the test images. Those that
             `train_on` names are made on the training images too.
         train_on: "clean", an attack's condition, or "both:CONDITION".
-        adaptive: also attack each probe itself, by the same attacks.
+        adaptive: also attack each probe itself, by the same attacks; those whose images are given
+            (`AttackSpec.fixed`) stay what they are, transfer.
         control: also test on noise of the first attack's size.
         solver: "ridge", "logistic", "sgd", "adam" or "knn".
         runtime: device, precision, layout.
@@ -76,8 +86,9 @@ def probe_live(
         if not spec.is_control and spec.name not in INNER:
             model.require_head(f"attack {spec.condition}")
     if adaptive:
-        require_adaptive(_aimed(specs), solver)
-    check_splits(train.labels, test.labels, train.ids, test.ids, notes)
+        require_adaptive(aimed(specs), solver)
+    kept = check_splits(train.labels, test.labels, train.ids, test.ids, notes)
+    test = test if len(kept) == len(test) else test.take(kept)
     if train.classes != test.classes:
         raise not_as_many("classes", train.classes[:4], test.classes[:4])
     network = runtime.place(model.model)
@@ -100,17 +111,16 @@ def probe_live(
         # Of the training split nothing is made that no probe is trained on.
         training = source(train, specs, True)
         asked = trainings(train_on, training.kinds)
-        found = Work(training, source(test, specs, control), asked, len(test.classes), settings,
+        testing = source(test, specs, control)
+        found = Work(training, testing, asked, len(test.classes), settings,
                       progress, notes)  # fmt: skip
         found.run(model.name)
         if adaptive:
-            testing = found.test
-            assert isinstance(testing, LiveSource)
-            found.attack(model, _aimed(specs), lambda rows: testing.inputs("clean", rows), runtime)
+            found.attack(model, aimed(specs), testing.inputs, runtime)
     return found.report({
         "models": {model.name: _about(model)},
         "train": _about_data(train), "test": _about_data(test),
-        "attacks": {one.name: one.attack for one in found.test.conditions.values()},  # type: ignore[attr-defined]
+        "attacks": {one.name: one.attack for one in testing.conditions.values()},
         "train_on": [one.name for one in asked],
         "settings": settings.to_json(), "seed": seed, "precision": runtime.precision,
         "live": True,
@@ -144,52 +154,49 @@ def probe_stores(
         adaptive, solver, runtime, seed, progress, options: see `probe_live`.
 
     Raises:
-        UserError: stores of different networks, layers or reductions, or as in `probe_live`.
+        UserError: stores of different networks, layers, reductions or classes, of one split, or of
+            different attacks of one name; or as in `probe_live`.
     """
     began = time.monotonic()
     runtime, progress = runtime or Runtime.of(precision="float32"), progress or Silent()
     settings = Settings(solver=solver, seed=seed, **options).checked()
     notes: list[str] = []
-    if train.model["sha256"] != test.model["sha256"]:
-        raise not_as_many("network", train.model["name"], test.model["name"])
-    if train.layers != test.layers:
-        raise not_as_many("layers", len(train.layers), len(test.layers))
+    check_stores(train, test)
     if adaptive:
         if model is None or model.sha256 != test.model["sha256"]:
             raise UserError(
                 f"--adaptive with stores expects --model with their network, "
                 f"{test.model['name']}; got {'none' if model is None else model.name}"
             )
-        require_adaptive(_aimed(attacks), solver)
+        require_adaptive(aimed(attacks), solver)
     reductions = stored_reductions(train, test, layers, settings)
-    sources = [StoredSource(store, reductions, runtime.device) for store in (train, test)]
-    check_splits(sources[0].labels, sources[1].labels, train.ids, test.ids, notes)
-    asked = trainings(train_on, sources[0].kinds)
-    classes = 1 + int(max(source.labels.max() for source in sources))
-    work = Work(sources[0], sources[1], asked, classes, settings, progress, notes)
+    if adaptive:
+        require_whole(test, reductions)
+    labels = torch.from_numpy(train.labels), torch.from_numpy(test.labels)
+    kept = check_splits(*labels, train.ids, test.ids, notes)
+    training = StoredSource(train, reductions, torch.arange(len(train)), runtime)
+    testing = StoredSource(test, reductions, kept, runtime)
+    asked = trainings(train_on, training.kinds)
+    trained_on = list(dict.fromkeys(name for one in asked for name in one.conditions))
+    check_attacks(train, test, trained_on)
+    work = Work(training, testing, asked, len(test.data["classes"]), settings, progress, notes)
     work.run(str(test.model["name"]))
     if adaptive:
         assert model is not None
+        notes += other_attacks(test, aimed(attacks))
         runtime.place(model.model)
-        require_whole(test, reductions)
-        work.attack(
-            model, _aimed(attacks),
-            lambda rows: runtime.images(test.inputs("clean", rows.numpy())), runtime,
-        )  # fmt: skip
+        work.attack(model, aimed(attacks), testing.inputs, runtime)
     return work.report({
         "models": {str(test.model["name"]): {"sha256": test.model["sha256"]}},
         "train": {**train.data, "samples": len(train)},
-        "test": {**test.data, "samples": len(test)},
+        "test": {**test.data, "samples": len(kept)},
         "attacks": {name: test.attack(name) for name in test.conditions},
+        "train_attacks": {name: train.attack(name) for name in trained_on},
+        "adaptive_attacks": {one.condition: one.to_json() for one in aimed(attacks)},
         "train_on": [one.name for one in asked],
         "settings": settings.to_json(), "seed": seed, "precision": runtime.precision,
         "live": False,
     }, began)  # fmt: skip
-
-
-def _aimed(specs: Sequence[AttackSpec]) -> list[AttackSpec]:
-    """Those that are attacks and not controls."""
-    return [spec for spec in specs if not spec.is_control]
 
 
 def _about(model: LoadedModel) -> dict[str, Any]:

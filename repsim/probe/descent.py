@@ -5,133 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from repsim.errors import UserError
 from repsim.keyed import keyed_bits
-from repsim.optim import make_optimizer, make_schedule
-from repsim.probe.classifiers import Linear, inverse_deviation
+from repsim.optim import make_schedule
+from repsim.probe.classifiers import Linear
+from repsim.probe.heads import Heads
 from repsim.probe.settings import Settings, Training
 from repsim.probe.source import Source, not_finite
 from repsim.progress import Progress
 
 _STREAM = 0x65706F6368  # of the order of an epoch
-
-
-class Running:
-    """Mean and variance of features that come in batches (Chan, Golub and LeVeque 1983)."""
-
-    def __init__(self, features: int, device: str) -> None:
-        self.count = 0
-        self.mean = torch.zeros(features, dtype=torch.float64, device=device)
-        self.squares = torch.zeros(features, dtype=torch.float64, device=device)
-        self.mean32 = torch.zeros(features, device=device)
-        self.scale32 = torch.zeros(features, device=device)
-
-    def add(self, features: Tensor) -> None:
-        """A batch (batch, features)."""
-        new = len(features)
-        mean32 = features.mean(0)
-        squares = (features - mean32).square_().sum(0)
-        difference = mean32.double() - self.mean
-        total = self.count + new
-        self.mean += difference * (new / total)
-        self.squares += squares.double() + difference**2 * (self.count * new / total)
-        self.count = total
-        # Length about 1 instead of deviation 1: one learning rate then fits layers of any width.
-        scale = inverse_deviation(self.mean, self.squares / total) / len(mean32) ** 0.5
-        self.mean32, self.scale32 = self.mean.float(), scale.float()
-
-
-class Head:
-    """All probes of one layer: for each training its own standardisation and weights.
-
-    Attributes:
-        weights, slopes: (trainings, strengths·classes, used), views of all heads' parameters and
-            of their gradient.
-        biases, bias_slopes: (trainings, strengths·classes).
-    """
-
-    def __init__(
-        self, used: int, weights: Tensor, biases: Tensor, slopes: Tensor, bias_slopes: Tensor,
-        trainings: Sequence[Training], strengths: Sequence[float], classes: int, device: str,
-    ) -> None:  # fmt: skip
-        self.weights, self.biases = weights, biases
-        self.slopes, self.bias_slopes = slopes, bias_slopes
-        self.running = [Running(used, device) for _ in trainings]
-        self.trainings, self.strengths, self.classes = trainings, strengths, classes
-
-    def standard(self, t: int, features: Tensor) -> Tensor:
-        """Features (batch, used) as training t standardises them."""
-        running = self.running[t]
-        return (features - running.mean32).mul_(running.scale32)
-
-    def scores(self, t: int, features: Tensor) -> Tensor:
-        """Logits (batch, strengths, classes)."""
-        flat = torch.addmm(self.biases[t], self.standard(t, features), self.weights[t].T)
-        return flat.view(len(features), len(self.strengths), self.classes)
-
-    def learn(self, condition: str, features: Tensor, labels: Tensor, *, first: bool) -> None:
-        """Add the gradient of a batch (batch, used) under a condition; `first`: the first epoch."""
-        for t, training in enumerate(self.trainings):
-            if condition not in training.conditions:
-                continue
-            if first:
-                self.running[t].add(features)
-            z = self.standard(t, features)
-            logits = torch.addmm(self.biases[t], z, self.weights[t].T)
-            rows = logits.view(len(z), len(self.strengths), self.classes)
-            residual = rows.softmax(2)
-            residual.sub_(F.one_hot(labels, self.classes)[:, None])
-            residual /= len(z) * len(training.conditions)
-            flat = residual.view(len(z), -1)
-            self.slopes[t].addmm_(flat.T, z)
-            self.bias_slopes[t] += flat.sum(0)
-
-    def penalise(self) -> None:
-        """Add the gradient of strength/2·‖W‖²."""
-        for s, strength in enumerate(self.strengths):
-            if strength:
-                part = slice(s * self.classes, (s + 1) * self.classes)
-                self.slopes[:, part].add_(self.weights[:, part], alpha=strength)
-
-
-class Heads:
-    """The heads of all layers, whose parameters are one vector with one optimiser."""
-
-    def __init__(
-        self, source: Source, names: Sequence[str], trainings: Sequence[Training], classes: int,
-        settings: Settings,
-    ) -> None:  # fmt: skip
-        outputs = len(settings.strengths) * classes
-        rows = len(trainings)
-        used = {name: source.reductions[name].used for name in names}
-        total = sum(rows * outputs * (d + 1) for d in used.values())
-        self.parameters = nn.Parameter(torch.zeros(total, device=source.device))
-        self.parameters.grad = torch.zeros_like(self.parameters)
-        self.heads: dict[str, Head] = {}
-        start = 0
-        for name, d in used.items():
-            middle, stop = start + rows * outputs * d, start + rows * outputs * (d + 1)
-            weights, slopes = (
-                flat[start:middle].view(rows, outputs, d)
-                for flat in (self.parameters.data, self.parameters.grad)
-            )
-            biases, bias_slopes = (
-                flat[middle:stop].view(rows, outputs)
-                for flat in (self.parameters.data, self.parameters.grad)
-            )
-            self.heads[name] = Head(
-                d, weights, biases, slopes, bias_slopes, trainings, settings.strengths, classes,
-                source.device,
-            )  # fmt: skip
-            start = stop
-
-    def begin(self) -> None:
-        """A step of the optimiser begins."""
-        assert self.parameters.grad is not None
-        self.parameters.grad.zero_()
 
 
 def epoch_rows(
@@ -149,11 +34,23 @@ def epoch_rows(
     return list(training[draw.argsort(stable=True)].split(batch_size))
 
 
+def step_rule(heads: Heads, settings: Settings) -> torch.optim.Optimizer:
+    """Adam, or SGD with Nesterov's momentum, of the heads' parameters.
+
+    Fused: one trip over parameters, gradient and moments, which are as large as the features.
+    """
+    if settings.solver == "adam":
+        return torch.optim.Adam([heads.parameters], lr=settings.lr, fused=True)
+    return torch.optim.SGD(
+        [heads.parameters], lr=settings.lr, momentum=0.9, nesterov=True, fused=True
+    )
+
+
 def fit_descent(
     source: Source, names: Sequence[str], trainings: Sequence[Training], held_out: Tensor,
     classes: int, settings: Settings, progress: Progress,
 ) -> dict[tuple[str, str], Linear]:  # fmt: skip
-    """Probes of all layers by (layer, training), by SGD or Adam on cross-entropy.
+    """Probes of all layers by (layer, training), by SGD or Adam; see `Settings.strengths`.
 
     Of each layer and training one probe a strength is trained at once, from zero weights. Their
     features are standardised by the statistics of the images seen so far, which after the first
@@ -176,7 +73,7 @@ def fit_descent(
     training, rest = torch.nonzero(~held_out)[:, 0], torch.nonzero(held_out)[:, 0]
     heads = Heads(source, names, trainings, classes, settings)
     steps = settings.epochs * -(-len(training) // settings.batch_size)
-    optimiser = make_optimizer([heads.parameters], name=settings.solver, lr=settings.lr)
+    optimiser = step_rule(heads, settings)
     schedule = make_schedule(optimiser, name="cosine", lr=settings.lr, steps=steps)
     total = settings.epochs * len(training)
     with progress.task(f"probes, {settings.epochs} epochs", total, unit="img") as task:
@@ -199,7 +96,7 @@ def train_step(
 
     Args:
         heads: of all layers.
-        source: features.
+        source: outputs.
         conditions: that any training sees.
         rows: of the batch.
         names: layers.
@@ -210,12 +107,11 @@ def train_step(
     labels = source.labels[rows].to(source.device)
     for condition in conditions:
 
-        def take(name: str, features: Tensor, condition: str = condition) -> None:
-            heads.heads[name].learn(condition, features, labels, first=first)
+        def take(name: str, output: Tensor, condition: str = condition) -> None:
+            heads.heads[name].learn(condition, output, labels, first=first)
 
-        source.feed(condition, rows, names, take)
-    for head in heads.heads.values():
-        head.penalise()
+        source.outputs(condition, rows, names, take)
+    heads.penalise()
     optimiser.step()
 
 
@@ -243,22 +139,19 @@ def _chosen(
             labels = source.labels[rows].to(source.device)
 
             def take(
-                name: str, features: Tensor, condition: str = condition, labels: Tensor = labels
+                name: str, output: Tensor, condition: str = condition, labels: Tensor = labels
             ) -> None:
+                head = heads.heads[name]
+                features = head.features(output)
                 for t, training in enumerate(trainings):
                     if condition in training.conditions:
-                        found = heads.heads[name].scores(t, features).argmax(2)
+                        found = head.scores(t, features).argmax(2)
                         right[name][t] += (found == labels[:, None]).sum(0).cpu()
 
-            source.feed(condition, rows, names, take)
+            source.outputs(condition, rows, names, take)
     found = {}
     for name in names:
-        head = heads.heads[name]
         for t, training in enumerate(trainings):
-            s = max(range(strengths), key=lambda i: (int(right[name][t, i]), i))
-            part = slice(s * head.classes, (s + 1) * head.classes)
-            found[name, training.name] = Linear(
-                head.weights[t, part].clone(), head.biases[t, part].clone(),
-                head.running[t].mean32, head.running[t].scale32, settings.strengths[s],
-            )  # fmt: skip
+            best = max(range(strengths), key=lambda i: (int(right[name][t, i]), i))
+            found[name, training.name] = heads.heads[name].probe(t, best)
     return found

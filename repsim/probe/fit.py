@@ -15,7 +15,8 @@ from repsim.probe.held import fit_logistic, fit_neighbours, joined
 from repsim.probe.moments import Origin
 from repsim.probe.ridge import RidgeLayer, fit_ridge
 from repsim.probe.settings import DESCENT, Settings, Training, validation_rows
-from repsim.probe.source import HeldSource, Sizes, Source, grouped, not_finite, passes
+from repsim.probe.sizes import Sizes, grouped
+from repsim.probe.source import Apart, HeldSource, Source, not_finite, passes
 from repsim.progress import Progress
 
 Probes = dict[tuple[str, str], Classifier]
@@ -25,7 +26,7 @@ def fit_probes(
     source: Source, trainings: Sequence[Training], classes: int, settings: Settings,
     progress: Progress, notes: list[str],
 ) -> Probes:  # fmt: skip
-    """A probe by (layer, training).
+    """A probe by (layer, training); layers that hand on one output share theirs.
 
     Args:
         source: features of the training split.
@@ -39,7 +40,24 @@ def fit_probes(
         UserError: activations that are not finite, a layer that does not fit the memory, or
             settings that the images do not allow.
     """
-    names = list(source.reductions)
+    names, repeats = list(source.reductions), source.repeats()
+    given = trainings, classes, settings, progress, notes
+    try:
+        found = _fit(source, [name for name in names if name not in repeats], *given)
+    except Apart:  # a network whose forward depends on the images
+        found, repeats = _fit(source, names, *given), {}
+    return {
+        (name, one.name): found[repeats.get(name, name), one.name]
+        for name in names
+        for one in trainings
+    }
+
+
+def _fit(
+    source: Source, names: Sequence[str], trainings: Sequence[Training], classes: int,
+    settings: Settings, progress: Progress, notes: list[str],
+) -> Probes:  # fmt: skip
+    """Of these layers, each for itself."""
     held_out = validation_rows(source.labels, source.keys, settings.validation, settings.seed)
     conditions = list(dict.fromkeys(c for one in trainings for c in one.conditions))
     sizes = Sizes(source, len(conditions), int(held_out.sum()))
@@ -60,7 +78,7 @@ def fit_probes(
     for group in groups:
         fit = _ridge if settings.solver == "ridge" else _held
         probes |= fit(source, group, trainings, held_out, classes, settings, progress)
-    return {(name, one.name): probes[name, one.name] for name in names for one in trainings}
+    return probes
 
 
 def _ridge(

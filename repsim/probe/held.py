@@ -29,10 +29,9 @@ def standardise(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def fit_logistic(
     features: Tensor, labels: Tensor, held_out: Tensor, classes: int, settings: Settings
 ) -> Linear:
-    """argmin mean CE(z W + b, y) + strength/2·‖W‖², z the standardised features.
+    """Multinomial logistic regression, whose objective `Settings.strengths` states.
 
-    scikit-learn's C is 1/(n·strength). Strengths are tried from the largest on until one has fewer
-    validation images right; the one with the most is chosen, of several the largest, and W is then
+    The strength with the most validation images right is chosen, of several the largest; W is then
     found again on all images.
 
     Args:
@@ -45,31 +44,32 @@ def fit_logistic(
     z, mean, scale = standardise(features[~held_out])
     y = labels[~held_out]
     start: tuple[Tensor, Tensor] | None = None
-    best, most = settings.strengths[-1], -1
+    best: Linear | None = None
+    most = -1
     # From the strongest, whose minimum is nearest to 0, each starting where the last one ended.
     for strength in reversed(settings.strengths):
         start = minimise(z, y, classes, strength, start)
         found = Linear(*start, mean, scale, strength)
         right = int((found.scores(features[held_out]).argmax(1) == labels[held_out]).sum())
-        if right < most:  # weaker ones still would overfit the more, and take the longest
-            break
         if right > most:
-            best, most = strength, right
+            best, most = found, right
+    assert best is not None
     z, mean, scale = standardise(features)
-    return Linear(*minimise(z, labels, classes, best, start), mean, scale, best)
+    weight, bias = minimise(z, labels, classes, best.strength, (best.weight, best.bias))
+    return Linear(weight, bias, mean, scale, best.strength)
 
 
 def minimise(
     z: Tensor, labels: Tensor, classes: int, strength: float,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """W (classes, used) and b (classes,) of penalised multinomial logistic regression, by L-BFGS.
+    """W (classes, used) and b (classes,) of one strength, by L-BFGS.
 
     Args:
         z: (n, used) float32.
         labels: int64 (n,).
         classes: number of classes.
-        strength: of strength/2·‖W‖² beside the mean cross-entropy; above 0.
+        strength: of the penalty; above 0.
         start: where to begin; 0 by default.
     """
     n, used = z.shape

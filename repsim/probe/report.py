@@ -43,7 +43,7 @@ class ProbeReport:
         predictions: (n,) int64 by (layer, train, test, attack).
         labels: int64 (n,), true classes of the test images.
         ids: uint64 (n,), of the test images.
-        provenance: networks, data, attacks, settings, as plain values.
+        provenance: networks, data, attacks, settings, number of classes, as plain values.
         weights: by (layer, train): weight (classes, used), bias (classes,), mean and scale (used,)
             of linear probes; see `repsim.probe.classifiers.Linear`.
         notes: what the user should read.
@@ -61,6 +61,11 @@ class ProbeReport:
     def network(self) -> str:
         """The network's name."""
         return str(self.table["network"].iloc[0])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, of which 1/classes is what guessing gets right."""
+        return int(self.provenance["classes"])
 
     @property
     def layers(self) -> list[str]:

@@ -28,7 +28,7 @@ from repsim.hooks.trace import Call, trace_calls
 from repsim.keyed import mix_seed
 from repsim.models import build_model
 from repsim.optim import make_optimizer, make_schedule
-from repsim.probe.adaptive import attack_probe, require_adaptive
+from repsim.probe.adaptive import aimed, attack_probe, require_adaptive
 from repsim.probe.checks import check_splits
 from repsim.probe.descent import epoch_rows
 from repsim.probe.report import COLUMNS, Key, ProbeReport, rows_of
@@ -67,8 +67,8 @@ def retrain(
         model: the network.
         train, test: images; see `repsim.probe.probe_live`.
         layers: each the last one that stays as it is; names that `repsim layers` lists.
-        attacks: conditions of the test images: made on the network as it was (transfer), and on the
-            retrained one (adaptive).
+        attacks: conditions of the test images: made on the network as it was (transfer), and, but
+            for those whose images are given, on the retrained one (adaptive).
         train_on: "clean", an attack's condition, or "both:CONDITION".
         control: also test on noise of the first attack's size.
         epochs, lr, batch_size: of the training; a rate of 0 is `LR`.
@@ -94,10 +94,11 @@ def retrain(
             f"{lr:g}, {epochs} and {batch_size}"
         )
     model.require_head("retraining")
-    specs = [spec for spec in attacks if not spec.is_control]
+    specs = aimed(attacks)
     if specs:
-        require_adaptive(specs, "retrain")
-    check_splits(train.labels, test.labels, train.ids, test.ids, notes)
+        require_adaptive(specs, "retrain", "--retrain-from")
+    kept = check_splits(train.labels, test.labels, train.ids, test.ids, notes)
+    test = test if len(kept) == len(test) else test.take(kept)
     kinds = {"clean": "clean", **{spec.condition: "attack" for spec in specs}}
     asked = trainings(train_on, kinds)
     original = runtime.place(model.model)
@@ -159,6 +160,7 @@ def retrain(
             "settings": {"solver": "retrain", "epochs": epochs, "lr": lr,
                          "batch_size": batch_size, "seed": seed},
             "seed": seed, "precision": runtime.precision, "live": True,
+            "classes": len(test.classes),
             "seconds": round(time.monotonic() - began, 2),
         },
         {}, list(dict.fromkeys(notes)),

@@ -47,7 +47,7 @@ class RidgeLayer:
 
 
 def fit_ridge(layers: Sequence[RidgeLayer], settings: Settings) -> Linear:
-    """argmin mean‖z W - (y - ȳ)‖² + strength·‖W‖², z the standardised features, no penalty on b.
+    """Ridge regression on one-hot labels, whose objective `Settings.strengths` states.
 
     The strength with the most validation images right is chosen, of several the largest; W is then
     found again on training and validation images together.

@@ -19,7 +19,7 @@ DESCENT = ("sgd", "adam")
 # Of the literature's solvers the features are all of a layer; the others hold a matrix of them.
 _REDUCE = {"sgd": "flatten", "adam": "flatten"}
 _STRENGTHS: Mapping[str, tuple[float, ...]] = {
-    "ridge": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    "ridge": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0),
     "logistic": (1e-4, 1e-3, 1e-2, 1e-1),
     "sgd": (0.0, 1e-4, 1e-3),
     "adam": (0.0, 1e-4, 1e-3),
@@ -37,9 +37,15 @@ class Settings:
         solver: one of `SOLVERS`. ridge: least squares on one-hot labels, exact, in one pass.
             logistic: multinomial, by L-BFGS. sgd, adam: cross-entropy by steps on batches, as in
             the literature (30 epochs). knn: vote of the nearest training images.
-        strengths: penalties to choose from on the validation part; of knn numbers of neighbours.
-            The penalty is strength/2·‖W‖² beside a mean over images, of features with deviation 1
-            (sgd and adam: of length about 1, that is, deviation 1/√features).
+        strengths: penalties to choose from on the validation part. With means over training images,
+            one-hot labels y and z the features, standardised to deviation 1, what is minimised is
+            ridge: mean ‖W z + b - y‖² + strength·‖W‖²
+                   (scikit-learn's Ridge with alpha = images·strength);
+            logistic: mean cross-entropy of W z + b + strength/2·‖W‖²
+                   (scikit-learn's LogisticRegression with C = 1/(images·strength));
+            sgd, adam: the same as logistic, but of z/√features: length about 1, so that one
+                   learning rate fits layers of any width.
+            b has no penalty. Of knn: numbers of neighbours.
         reduce: what a probe sees of a layer; see `choose_reduction`.
         most: features that reduce "auto" leaves.
         epochs, lr, batch_size: of sgd and adam; the rate falls to 0 as a cosine.
@@ -109,6 +115,29 @@ class Settings:
             for name in ("epochs", "lr"):
                 kept.pop(name)
         return {**kept, "strengths": list(self.strengths)}
+
+
+def at_the_edge(chosen: Sequence[float], settings: Settings) -> list[str]:
+    """What to say where probes chose the last strength of the grid, beyond which may be better.
+
+    Of sgd and adam 0 is no edge, nor is a single neighbour of knn.
+
+    Args:
+        chosen: strength of each probe.
+        settings: checked ones.
+    """
+    grid, found = settings.strengths, []
+    if len(grid) < 2:
+        return []
+    lowest = {"knn": 1.0}.get(settings.solver, 0.0)
+    for edge, word in ((grid[0], "smallest"), (grid[-1], "largest")):
+        count = sum(one == edge for one in chosen)
+        if count and edge > lowest:
+            found.append(
+                f"{count} of {len(chosen)} probes chose the {word} of the strengths, {edge:g}: "
+                "others beyond it may be better; try --strengths"
+            )
+    return found
 
 
 @dataclass(frozen=True)

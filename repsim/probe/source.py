@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from repsim.errors import UserError
 from repsim.extract.conditions import Batch
 from repsim.extract.conditions import Source as Condition
 from repsim.hooks import capture
-from repsim.probe.reduce import Reduction
+from repsim.hooks.same import Same
+from repsim.probe.pieces import Room
+from repsim.probe.reduce import Reduction, choose_reduction
 from repsim.progress import Progress
 from repsim.runtime import Runtime
 from repsim.store import Store
@@ -25,8 +26,12 @@ from repsim.store import Store
 Take = Callable[[str, Tensor], None]
 
 
+class Apart(Exception):
+    """Layers that handed on one tensor do not in this batch."""
+
+
 class Source(ABC):
-    """Features of all layers of one split under some conditions.
+    """Outputs and features of all layers of one split under some conditions.
 
     Attributes:
         reductions: by layer, in execution order.
@@ -45,8 +50,24 @@ class Source(ABC):
     device: str
 
     @abstractmethod
+    def outputs(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
+        """Hand (name, output (batch, *shape)) of some rows to `take`, layer by layer.
+
+        An output is good until `take` returns: what runs next may write over it.
+
+        Raises:
+            Apart: layers of `repeats` are not the same in this batch.
+        """
+
     def feed(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
-        """Hand (name, features (batch, used) float32) of some rows to `take`, layer by layer."""
+        """The same of features (batch, used) float32, in memory of their own."""
+        self.outputs(
+            condition, rows, names, lambda name, output: take(name, self.reductions[name](output))
+        )
+
+    def repeats(self) -> dict[str, str]:
+        """Layers that hand on the output of an earlier one, and that: one probe does for both."""
+        return {}
 
 
 class LiveSource(Source):
@@ -73,6 +94,7 @@ class LiveSource(Source):
         self.device = runtime.device
         self.batch_size, self.progress = batch_size, progress
         self._made: dict[str, Tensor] = {}
+        self._repeats: dict[str, str] = {}
 
     def inputs(self, condition: str, rows: Tensor) -> Tensor:
         """Images (batch, c, h, w) as the network takes them."""
@@ -98,42 +120,68 @@ class LiveSource(Source):
                 task.advance(stop - start)
         return torch.cat(made)
 
-    def feed(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
+    def outputs(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
         """See `Source`."""
-        nothing = torch.empty(0)
+        nothing, same = torch.empty(0), Same(ordered=True)
+        # Layers that share the probe of an asked one are only looked at.
+        also = [x for x, first in self._repeats.items() if first in names and x not in names]
 
         def at_once(name: str, output: Tensor) -> Tensor:
-            with torch.autocast(output.device.type, enabled=False):
-                take(name, self.reductions[name](output))
+            first = same.of(name, output)
+            if name not in also:
+                with torch.autocast(output.device.type, enabled=False):
+                    take(name, output)
+            elif first != self._repeats[name]:
+                raise Apart(name)
             return nothing
 
         images = self.inputs(condition, rows)
         model = self.loaded.model
-        with torch.no_grad(), self.runtime.autocast(), capture(model, names, at_once):
+        with torch.no_grad(), self.runtime.autocast(), capture(model, [*names, *also], at_once):
             model(images)
+
+    def repeats(self) -> dict[str, str]:
+        """See `Source`; looked up with two images, and checked in every batch from then on."""
+        same, found = Same(ordered=True), dict[str, str]()
+
+        def look(name: str, output: Tensor) -> None:
+            if (first := same.of(name, output)) is not None:
+                found[name] = first
+
+        self._repeats = {}
+        self.outputs("clean", torch.arange(min(2, len(self.labels))), list(self.reductions), look)
+        self._repeats = found
+        return dict(found)
 
 
 class StoredSource(Source):
-    """Of a store."""
+    """Of some rows of a store."""
 
-    def __init__(self, store: Store, reductions: Mapping[str, Reduction], device: str) -> None:
-        self.store, self.reductions, self.device = store, reductions, device
-        self.labels = torch.from_numpy(store.labels)
-        self.ids = store.ids
-        self.keys = torch.from_numpy(store.ids.view(np.int64).copy())
+    def __init__(
+        self, store: Store, reductions: Mapping[str, Reduction], rows: Tensor, runtime: Runtime
+    ) -> None:
+        self.store, self.reductions, self.rows, self.runtime = store, reductions, rows, runtime
+        self.device = runtime.device
+        self.labels = torch.from_numpy(store.labels)[rows]
+        self.ids = store.ids[rows.numpy()]
+        self.keys = torch.from_numpy(self.ids.view(np.int64).copy())
         self.kinds = {name: store.kind(name) for name in store.conditions}
 
-    def feed(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
+    def inputs(self, condition: str, rows: Tensor) -> Tensor:
+        """Images (batch, c, h, w) as the network takes them."""
+        return self.runtime.images(self.store.inputs(condition, self.rows[rows].numpy()))
+
+    def outputs(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
         """See `Source`."""
+        wanted = self.rows[rows]
         for name in names:
             layer = self.store.representation(condition, name)
-            if not _in_order(rows):
-                layer, start, stop = layer.reordered(rows.numpy()), 0, len(rows)
+            if not _in_order(wanted):
+                layer, start, stop = layer.reordered(wanted.numpy()), 0, len(wanted)
             else:
-                start, stop = int(rows[0]), int(rows[-1]) + 1
+                start, stop = int(wanted[0]), int(wanted[-1]) + 1
             values = torch.from_numpy(layer.rows(start, stop)).to(self.device)
-            reduction = self.reductions[name]
-            take(name, reduction(values.view(len(values), *reduction.shape)))
+            take(name, values.view(len(values), *self.reductions[name].shape))
 
 
 def _in_order(rows: Tensor) -> bool:
@@ -152,11 +200,15 @@ class HeldSource(Source):
         self, source: Source, names: Sequence[str], conditions: Sequence[str], batch_size: int,
         progress: Progress,
     ) -> None:  # fmt: skip
-        self.reductions, self.kinds, self.device = source.reductions, source.kinds, source.device
+        self.kinds, self.device = source.kinds, source.device
         self.labels, self.keys, self.ids = source.labels, source.keys, source.ids
+        used = {name: source.reductions[name].used for name in names}
+        # Of what is held already nothing more is reduced.
+        self.reductions = {x: choose_reduction("flatten", (d,), d) for x, d in used.items()}
+        self.room = Room()
         n = len(self.labels)
         self.held: dict[tuple[str, str], Tensor] = {
-            (condition, name): torch.empty(n, self.reductions[name].used, device=self.device)
+            (condition, name): torch.empty(n, used[name], device=self.device)
             for condition in conditions
             for name in names
         }
@@ -173,10 +225,13 @@ class HeldSource(Source):
             if not bool(features.isfinite().all()):
                 raise not_finite(name, condition)
 
-    def feed(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
+    def outputs(self, condition: str, rows: Tensor, names: Sequence[str], take: Take) -> None:
         """See `Source`."""
+        index = rows.to(self.device)
         for name in names:
-            take(name, self.held[condition, name][rows])
+            held = self.held[condition, name]
+            room = self.room.of((len(rows), held.shape[1]), held.device)
+            take(name, torch.index_select(held, 0, index, out=room))
 
 
 def passes(source: Source, condition: str, batch_size: int, progress: Progress) -> Any:
@@ -203,52 +258,3 @@ def not_as_many(what: str, train: Any, test: Any) -> UserError:
         f"train and test expect the same {what}; got {train} and {test}; extract both with the "
         "same options"
     )
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bytes that one layer needs while its probes are trained, by the solver."""
-
-    source: Source
-    conditions: int
-    held_out: int
-
-    def ridge(self, name: str) -> int:
-        """Moments or rows, and the validation rows."""
-        used, n = self.source.reductions[name].used, len(self.source.labels)
-        kept = 8 * used * min(used, n) if n > used else 12 * used * n
-        # Of a condition, of a sum of two, of the matrix that is factorised and the factor.
-        return self.conditions * kept + 4 * kept + 4 * used * self.held_out * self.conditions
-
-    def held(self, name: str) -> int:
-        """All features, and of those of one condition a standardised copy and a temporary."""
-        rows = len(self.source.labels) * self.source.reductions[name].used
-        return 4 * rows * (self.conditions + 2)
-
-    def descent(self, name: str) -> int:
-        """All features."""
-        return 4 * len(self.source.labels) * self.source.reductions[name].used * self.conditions
-
-
-def grouped(names: Sequence[str], size: Callable[[str], int], memory: int) -> list[list[str]]:
-    """The layers in groups that fit the memory, in order.
-
-    Raises:
-        UserError: a layer that does not fit alone.
-    """
-    groups: list[list[str]] = []
-    filled = 0
-    for name in names:
-        needed = size(name)
-        if needed > memory:
-            raise UserError(
-                f"layer {name} needs {needed / 2**20:.0f} MiB for its probe; --memory allows "
-                f"{memory / 2**20:.0f}; raise it, or leave fewer features: --reduce auto, "
-                "--features N"
-            )
-        if not groups or filled + needed > memory:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += needed
-    return groups

@@ -18,12 +18,13 @@ from repsim.probe.adaptive import attack_probe, probed
 from repsim.probe.classifiers import Linear
 from repsim.probe.fit import Probes, fit_probes, predict
 from repsim.probe.report import COLUMNS, Key, ProbeReport, rows_of
-from repsim.probe.settings import Settings, Training
+from repsim.probe.settings import Settings, Training, at_the_edge
 from repsim.probe.source import Source
 from repsim.progress import Progress
 from repsim.runtime import Runtime
 
-Images = Callable[[Tensor], Tensor]
+# (condition, rows) -> images (batch, c, h, w) as the network takes them.
+Images = Callable[[str, Tensor], Tensor]
 
 
 class Work:
@@ -56,14 +57,14 @@ class Work:
     def attack(
         self, model: LoadedModel, specs: Sequence[AttackSpec], images: Images, runtime: Runtime
     ) -> None:
-        """Attack each probe itself."""
+        """Attack each probe itself, by attacks of `aimed`."""
         total = len(self.probes) * len(specs)
         with self.progress.task("adaptive attacks", total, unit="probe") as task:
             for (layer, train), probe in self.probes.items():
                 assert isinstance(probe, Linear)
                 clean = self.predictions[layer, train, "clean", "none"]
                 reduction = self.test.reductions[layer]
-                first = images(torch.arange(1))
+                first = images("clean", torch.arange(1))
                 with probed(model.model, first, layer, reduction, probe) as network:
                     for spec in specs:
                         found = attack_probe(
@@ -80,7 +81,7 @@ class Work:
         right = torch.nonzero(torch.from_numpy(clean) == self.test.labels)[:, 0]
         for rows in right.split(self.settings.batch_size) if len(right) else ():
             labels, keys = (x[rows].to(runtime.device) for x in (self.test.labels, self.test.keys))
-            yield rows, images(rows), labels, keys
+            yield rows, images("clean", rows), labels, keys
 
     def report(self, provenance: Mapping[str, Any], began: float) -> ProbeReport:
         """The table and all behind it."""
@@ -89,12 +90,13 @@ class Work:
         reductions, labels = self.test.reductions, self.test.labels.numpy()
         order = {key: i for i, key in enumerate(self.probes)}
         keys = sorted(self.predictions, key=lambda key: order[key[0], key[1]])
+        chosen = {key: probe.strength for key, probe in self.probes.items()}
         table = pd.DataFrame([
             rows_of(
                 key, self.predictions[key], labels, network=self.network,
                 features=reductions[key[0]].features, used_features=reductions[key[0]].used,
                 reduce=reductions[key[0]].text, solver=self.settings.solver,
-                strength=self.probes[key[0], key[1]].strength,
+                strength=chosen[key[0], key[1]],
             )
             for key in keys
         ])  # fmt: skip
@@ -104,6 +106,7 @@ class Work:
                 f"{reduced} of {len(reductions)} layers are wider than their probes, which see "
                 "means over positions or projections of them (column reduce)"
             )
+        self.notes += at_the_edge(list(chosen.values()), self.settings)
         weights = {
             key: {
                 name: getattr(probe, name).cpu().numpy()
@@ -115,7 +118,7 @@ class Work:
         return ProbeReport(
             table[[*COLUMNS]], {key: self.predictions[key] for key in keys}, labels,
             self.test.ids,
-            {"repsim_version": __version__, **provenance,
+            {"repsim_version": __version__, **provenance, "classes": self.classes,
              "seconds": round(time.monotonic() - began, 2)},
             weights, list(dict.fromkeys(self.notes)),
         )  # fmt: skip

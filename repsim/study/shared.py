@@ -121,4 +121,4 @@ def shared_attack(path: Path) -> AttackSpec:
     digest = hashlib.sha256(inputs.numpy().tobytes()).hexdigest()
     origin = {"made_on": networks, "attack": attack, "inputs_sha256": digest}
     params = {key: attack["params"].get(key) for key in ("eps", "norm")}
-    return AttackSpec(SHARED, SHARED, params, look_up, origin=origin)
+    return AttackSpec(SHARED, SHARED, params, look_up, origin=origin, fixed=True)
