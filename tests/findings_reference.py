@@ -7,6 +7,7 @@ with the noise of images (shared by all networks, group by group) and of seeds o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -85,24 +86,32 @@ def accuracy_of(networks: Sequence[Network], right: Callable[[Network], float]) 
     return pd.DataFrame(rows)
 
 
-def agreement_of(
+def said_of(
     networks: Sequence[Network],
-    agree: Callable[[Network, Network, str, str], float],
-    half: float = 0.01,
-    layers: Sequence[str] = ("layer0", "layer6"),
+    common: Callable[[Network], float],
+    right: Callable[[Network], float],
+    *,
+    images: int = 1000,
+    layers: Sequence[str] = (),
+    seed: int = 0,
 ) -> pd.DataFrame:
-    rows = []
-    for i, a in enumerate(networks):
-        for b in networks[i + 1 :]:
-            for condition in CONDITIONS:
-                for what, layer in (("prediction", ""), *(("probe", name) for name in layers)):
-                    value = agree(a, b, what, condition)
-                    rows.append({
-                        "a": a.name, "b": b.name, "what": what, "layer": layer,
-                        "condition": condition, "agreement": value, "lower": value - half,
-                        "upper": value + half, "kappa": value - 0.1, "samples": 1000,
-                    })  # fmt: skip
-    return pd.DataFrame(rows)
+    """Predictions of ten classes: right, else a wrong class that all share, else any wrong one.
+
+    Two networks with common parts c and d say the same of c·d + (1 - c·d)/9 of what both get wrong.
+    With layers: the same of probes, LAYER|NETWORK:CONDITION.
+    """
+    generator = np.random.default_rng(seed)
+    label = generator.integers(0, 10, size=images)
+    columns = {"label": label}
+    for condition in CONDITIONS:
+        shared = (label + generator.integers(1, 10, size=images)) % 10
+        for layer in layers or ("",):
+            for one in networks:
+                own = (label + generator.integers(1, 10, size=images)) % 10
+                wrong = np.where(generator.uniform(size=images) < common(one), shared, own)
+                said = np.where(generator.uniform(size=images) < right(one), label, wrong)
+                columns[f"{layer}{'|' if layer else ''}{one.name}:{condition}"] = said
+    return pd.DataFrame(columns)
 
 
 def random_evidence(seed: int = 0, layers: int = 7) -> Evidence:
@@ -112,7 +121,14 @@ def random_evidence(seed: int = 0, layers: int = 7) -> Evidence:
         networks, random_pairs(networks, layers, seed=seed), own="pgd", shared="shared",
         within=random_pairs(networks, layers, seed=seed + 1),
         accuracy=accuracy_of(networks, lambda one: float(generator.uniform())),
-        agreement=agreement_of(networks, lambda *_: float(generator.uniform())),
+        predictions=said_of(
+            networks, lambda one: 0.5, lambda one: float(generator.uniform(0, 0.5)), images=200,
+            seed=seed,
+        ),
+        probe_predictions=said_of(
+            networks, lambda one: 0.5, lambda one: float(generator.uniform(0, 0.5)), images=200,
+            layers=("layer0", f"layer{layers - 1}"), seed=seed + 1,
+        ),
     )  # fmt: skip
 
 
@@ -172,8 +188,8 @@ class Loops:
         }[part]
         return self.mean((a, condition), (b, condition), chosen)
 
-    def blocks(self, name: str, condition: str):
-        """Block structure of the run that is best on all images."""
+    def blocks(self, name: str, condition: str, plain: bool = False):
+        """Block structure, or plain contrast, of the run that is best on all images."""
         n = self.layers
         matrices = [self.pairs.pairs.value, *self.pairs.pairs.replicates]
         parts = []
@@ -188,7 +204,7 @@ class Loops:
                     if i != j:
                         d = abs(i - j)
                         same = [cell[k][k + d] for k in range(n - d)]
-                        rest[i][j] = cell[i][j] - sum(same) / len(same)
+                        rest[i][j] = cell[i][j] - (0 if plain else sum(same) / len(same))
             parts.append(rest)
 
         def contrast(rest: list[list[float]], a: int, b: int) -> float:
@@ -198,10 +214,31 @@ class Loops:
 
         runs = [
             (a, b) for a in range(n) for b in range(a + 1, n + 1)
-            if max(2, n // 4) <= b - a <= n - max(1, n // 4)
+            if n <= 4 * (b - a) <= 3 * n and b - a >= 2 and n - (b - a) >= 2
         ]  # fmt: skip
         best = max(runs, key=lambda run: contrast(parts[0], *run))
         return np.array([contrast(rest, *best) for rest in parts])
+
+
+def said_twice(table: pd.DataFrame, x: str, y: str, what: str, groups: int = 50) -> np.ndarray:
+    """[all images, without every G-th one, ...] of two columns, an image at a time.
+
+    Args:
+        what: "agreement", "both wrong" or "kappa".
+    """
+    rows = list(zip(table["label"], table[x], table[y], strict=True))
+    found = []
+    for left_out in (None, *range(groups)):
+        kept = [row for i, row in enumerate(rows) if i % groups != left_out]
+        if what == "both wrong":
+            kept = [(label, a, b) for label, a, b in kept if a != label and b != label]
+        same = sum(a == b for _, a, b in kept) / len(kept)
+        if what == "kappa":
+            first, second = Counter(a for _, a, _ in kept), Counter(b for _, _, b in kept)
+            chance = sum(first[c] * second[c] for c in first) / len(kept) ** 2
+            same = (same - chance) / (1 - chance)
+        found.append(same)
+    return np.array(found)
 
 
 def jackknife(values: np.ndarray) -> tuple[float, float, float]:

@@ -85,6 +85,13 @@ def agreement(networks: list[Network]) -> pd.DataFrame:
     )  # fmt: skip
 
 
+def predictions(networks: list[Network], start: str = "") -> pd.DataFrame:
+    """Of ten classes, drawn at random: of networks, or of the probes of a layer, "LAYER|"."""
+    rng = np.random.default_rng(1)
+    names = ["label", *(f"{start}{one.name}:{c}" for one in networks for c in CONDITIONS)]
+    return pd.DataFrame(rng.integers(0, 10, size=(120, len(names))), columns=names)
+
+
 def probes(networks: list[Network]) -> pd.DataFrame:
     """Clean, transfer and adaptive, made up."""
     rows = [
@@ -141,7 +148,7 @@ def make_folder(folder: Path, networks: list[Network] = NETWORKS) -> AllPairs:
         make(networks).to_csv(folder / f"{name}.csv", index=False)
     evidence = Evidence(
         networks, pairs, own="pgd", shared="shared", accuracy=accuracy(networks),
-        agreement=agreement(networks), probes=probes(networks),
+        predictions=predictions(networks), probe_predictions=predictions(networks, "avgpool|"),
     )  # fmt: skip
     found = [one.to_json() for one in findings(evidence)]
     (folder / "findings.json").write_text(json.dumps(found))

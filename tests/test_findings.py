@@ -12,19 +12,19 @@ from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from findings_reference import (
     CONDITIONS,
     EPS,
     Loops,
     accuracy_of,
-    agreement_of,
     jackknife,
     networks_of,
     pairs_of,
     random_evidence,
     random_pairs,
+    said_of,
+    said_twice,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,11 +41,15 @@ from repsim.findings import (
     paper_numbers,
 )
 from repsim.findings.again import again
+from repsim.findings.agreements import Predictions
 from repsim.findings.blocks import best_block, block_weights
 from repsim.findings.cells import Similarities, weights
+from repsim.findings.desk import Desk
+from repsim.findings.evidence import reach_of
+from repsim.findings.full_at import full_at
 from repsim.findings.paper import Paper, agrees
-from repsim.findings.quantity import Term, combine, constant, mean, parse
-from repsim.findings.ranks import rank_correlation, rank_interval
+from repsim.findings.quantity import Quantity, Source, Term, combine, constant, mean, parse
+from repsim.findings.ranks import TURNS, rank_correlation, rank_interval, ranks
 
 CLOSE = 1e-6
 
@@ -106,12 +110,14 @@ def test_finding_1_is_what_loops_give(
         assert (number.seed_lower, number.seed_upper) == pytest.approx((min(values), max(values)))
         assert number.spread == pytest.approx(max(values) - min(values))
         assert number.networks == tuple(names)
-    same(
-        only(one.differences, key="noise_less_attack", scheme=scheme),
-        over(
-            lambda name: loops.diagonal(name, "clean", "noise") - expected["alignment_mean"](name)
-        ),
-    )
+
+    def further(name: str) -> np.ndarray:
+        return loops.diagonal(name, "clean", "noise") - expected["alignment_mean"](name)
+
+    moved = only(one.differences, key="noise_less_attack", scheme=scheme)
+    same(moved, over(further))
+    # Of the differences, not of a side: noise and attack are of one network.
+    assert moved.spread == pytest.approx(np.ptp([further(name)[0] for name in names]))
     fall = only(one.differences, key="fall_at_the_end", scheme=scheme)
     same(fall, over(lambda n: loops.start(n, "clean", "pgd") - loops.end(n, "clean", "pgd")))
     each = [(loops.start(n, "clean", "pgd") - loops.end(n, "clean", "pgd"))[0] for n in names]
@@ -192,6 +198,10 @@ def test_finding_3_is_what_loops_give(
         only(one.differences, key="block_structure_st_less_at", scheme=scheme),
         -gain(lambda n: loops.blocks(n, "clean")),
     )
+    same(
+        only(one.numbers, key="plain_contrast_st_less_at", scheme=scheme),
+        -gain(lambda n: loops.blocks(n, "clean", plain=True)),
+    )
     attacked = [
         n for n in one.numbers if n.conditions == ("pgd",) and n.scheme == scheme
         and (n.key, n.scenario) == ("long_range", "at")
@@ -236,6 +246,16 @@ def test_finding_4_is_what_loops_give(
         place = finding.differences if decides else finding.numbers
         gain = only(place, key=f"{key}_{reading}_at_less_st", scheme=name)
         same(gain, sides["at"] - sides["st"])
+        if reading == "clean":
+            continue
+        noise = between("at", "noise", part) - between("st", "noise", part)
+        beyond = only(finding.numbers, key=f"{key}_{reading}_beyond_noise", scheme=name)
+        same(beyond, sides["at"] - sides["st"] - noise)
+        pairs_ = {
+            s: [(loops.cross(a, b, condition, part) - loops.cross(a, b, "noise", part))[0]
+                for a, b in product(seeds(one, s), seeds(other, s))] for s in ("st", "at")
+        }  # fmt: skip
+        assert beyond.spread == pytest.approx(max(np.ptp(each) for each in pairs_.values()))
     st_, at = (
         [loops.cross(a, b, "pgd", "all pairs")[0]
          for a, b in product(seeds(one, s), seeds(other, s))] for s in ("st", "at")
@@ -305,6 +325,19 @@ def test_finding_5_is_what_loops_give(evidence: Evidence, found: list[Finding]) 
     same(first, end(usual) - end(low))
     second = only(found[4].numbers, key="rise_last_third", scenario="16/255 - 8/255")
     assert first.value + second.value == pytest.approx(rise.value, abs=CLOSE)
+    most, other = (first, second) if first.value > second.value else (second, first)
+    assert found[4].reason.endswith(
+        f"In sl most comes with the step {most.scenario}, {most.text()}; {other.scenario} adds "
+        f"{other.text()}, {other.outcome}."
+    )
+    short = [
+        replace(one, reach=0.05) if one.name == "sl-at-eps16-0" else
+        replace(one, reach=one.eps) for one in evidence.networks
+    ]  # fmt: skip
+    notes = findings(replace(evidence, networks=short))[4].notes
+    assert [note for note in notes if "goes" in note] == [
+        "sl-at-eps16-0: its training attack goes 12.75/255 at most, not its eps 16/255."
+    ]
 
 
 def test_finding_6_is_the_rank_correlation_of_scipy(
@@ -313,29 +346,40 @@ def test_finding_6_is_the_rank_correlation_of_scipy(
     loops = Loops(evidence.similarity)
     right = evidence.accuracy.query("condition == 'pgd'").set_index("network")["accuracy"]
     trained = [one.name for one in evidence.networks if one.scenario != "untrained"]
+
+    def of(chosen: list[list[str]], condition: str) -> float:
+        """Means over the networks of a recipe, then ranks of the recipes."""
+        alike = [np.mean([loops.end(n, "clean", condition)[0] for n in names]) for names in chosen]
+        return spearmanr(alike, [right[names].mean() for names in chosen]).statistic
+
     for key, names in (
         ("rank_correlation_all", trained),
         ("rank_correlation_at", [name for name in trained if "-st-" not in name]),
     ):
         number = only(found[5].differences, key=key)
-        alike = [loops.end(name, "clean", "pgd")[0] for name in names]
-        rho = spearmanr(alike, right[names]).statistic
-        assert number.value == pytest.approx(rho, abs=CLOSE)
         assert number.over == "networks"
+        assert number.interval == "Fisher"
         assert set(number.networks) == set(names)
-        recipes = {re.sub(r"-\d$", "", name) for name in names}
+        recipes: dict[str, list[str]] = {}
+        for name in names:
+            recipes.setdefault(re.sub(r"-\d$", "", name), []).append(name)
+        rho = of(list(recipes.values()), "pgd")
+        assert number.value == pytest.approx(rho, abs=CLOSE)
         half = 1.959963985 * math.sqrt((1 + rho**2 / 2) / (len(recipes) - 3))
         expected = [math.tanh(math.atanh(rho) + sign * half) for sign in (-1, 1)]
         assert [number.lower, number.upper] == pytest.approx(expected, abs=CLOSE)
-        turns = []
-        for seed in (0, 1):
-            chosen = [
-                name if (name := f"{recipe}-{seed}") in names else f"{recipe}-0"
-                for recipe in recipes
-            ]
-            ends = [loops.end(name, "clean", "pgd")[0] for name in chosen]
-            turns.append(spearmanr(ends, right[chosen]).statistic)
+        # One seed of each recipe, in every combination.
+        turns = [of([[one] for one in each], "pgd") for each in product(*recipes.values())]
+        assert len(turns) == 2 ** sum(len(seeds_) == 2 for seeds_ in recipes.values())
         assert number.spread == pytest.approx(np.ptp(turns), abs=CLOSE)
+        assert (number.seed_lower, number.seed_upper) == pytest.approx((min(turns), max(turns)))
+        control = only(found[5].controls, key=f"{key}_noise")
+        assert control.value == pytest.approx(of(list(recipes.values()), "noise"), abs=CLOSE)
+        words = number.label.partition("robust accuracy, ")[2]
+        strong = ", as strongly" if control.value >= rho else ""
+        assert re.search(
+            re.escape(f"{control.text()} in {words}{strong}") + r"[;.]", found[5].reason
+        )
 
 
 def test_finding_7_is_what_loops_give(evidence: Evidence, found: list[Finding]) -> None:
@@ -344,21 +388,31 @@ def test_finding_7_is_what_loops_give(evidence: Evidence, found: list[Finding]) 
     def alike(scheme: str) -> np.ndarray:
         return loops.cross(f"{scheme}-at-0", f"{scheme}-full-at-0", "clean", "diagonal")
 
-    def moves(scheme: str) -> np.ndarray:
-        at = sum(loops.far(n, "clean") for n in seeds(scheme, "at")) / 2
-        return loops.far(f"{scheme}-full-at-0", "clean") - at
+    def moves(scheme: str, condition: str = "clean") -> np.ndarray:
+        """The full-at network of seed 0 began as the at network of seed 0, not of another."""
+        full, at = (loops.far(f"{scheme}-{s}-0", condition) for s in ("full-at", "at"))
+        return full - at
 
+    for scheme in SCHEMES:
+        seeds_apart = loops.cross(*seeds(scheme, "at"), "clean", "diagonal")
+        number = only(found[6].differences, key="full_at_beyond_two_seeds", scheme=scheme)
+        same(number, seeds_apart - alike(scheme))
+        assert number.spread_from is None
+        for condition, word in (("clean", ""), ("pgd", "attacked_")):
+            same(
+                only(found[6].numbers, key=f"long_range_{word}full_less_at", scheme=scheme),
+                moves(scheme, condition),
+            )
     for other in ("sl", "scl"):
-        number = only(found[6].differences, key="at_full_at_alike", scheme=other)
-        same(number, alike(other) - alike("cl"))
-        apart = [1 - loops.cross(*seeds(s, "at"), "clean", "diagonal")[0] for s in (other, "cl")]
-        assert number.spread == pytest.approx(max(apart))
+        same(
+            only(found[6].numbers, key="at_full_at_alike", scheme=other),
+            alike(other) - alike("cl"),
+        )
         ours, theirs = moves("cl"), moves(other)
         same(
-            only(found[6].differences, key="long_range_moves", scheme=other),
+            only(found[6].numbers, key="long_range_moves", scheme=other),
             np.sign(ours[0]) * ours - np.sign(theirs[0]) * theirs,
         )
-    same(only(found[6].numbers, key="long_range_full_less_at", scheme="cl"), moves("cl"))
     same(
         only(found[6].numbers, key="cross_last_third_block_shared_at_full_at", scheme="scl"),
         loops.cross("scl-at-0", "scl-full-at-0", "shared", "last third block"),
@@ -369,43 +423,64 @@ def test_finding_7_is_what_loops_give(evidence: Evidence, found: list[Finding]) 
     )
 
 
-def test_finding_8_means_rows_of_the_table(evidence: Evidence, found: list[Finding]) -> None:
-    table = evidence.agreement
+def test_full_at_of_a_seed_of_its_own_is_held_against_all_at_seeds(evidence: Evidence) -> None:
+    other = [
+        replace(one, seed=7) if one.scenario == "full-at" else one for one in evidence.networks
+    ]
+    one = full_at(Desk(replace(evidence, networks=other), 0.02, "blocks18"))
+    loops = Loops(evidence.similarity)
+    at = sum(loops.far(name, "clean") for name in seeds("cl", "at")) / 2
+    same(
+        only(one.numbers, key="long_range_full_less_at", scheme="cl"),
+        loops.far("cl-full-at-0", "clean") - at,
+    )
 
-    def mean_of(one: str, other: str, scenario: str, what: str, layer: str, condition: str, of):
-        rows = [
-            row[of] for row in table.to_dict("records")
-            if row["what"] == what and row["layer"] == layer and row["condition"] == condition
-            and {row["a"], row["b"]} in
-            [{a, b} for a, b in product(seeds(one, scenario), seeds(other, scenario))]
-        ]  # fmt: skip
-        assert len(rows) == 4
-        return sum(rows) / 4
 
-    for (one, other), (what, layer, key) in product(
-        combinations(SCHEMES, 2),
-        (("prediction", "", "prediction"), ("probe", "layer6", "probe")),
-    ):
-        for reading, condition in (("own", "pgd"), ("shared", "shared")):
-            number = only(
-                found[7].differences, key=f"{key}_agreement_{reading}_at_less_st",
-                scheme=f"{one} & {other}",
-            )  # fmt: skip
-            at, st_ = (
-                mean_of(one, other, s, what, layer, condition, "agreement") for s in ("at", "st")
-            )
-            assert number.value == pytest.approx(at - st_, abs=CLOSE)
-            # Rows of the same images: the widest that two intervals of ± 0.01 can make.
-            assert number.upper - number.value == pytest.approx(0.02, abs=CLOSE)
-            kappa = only(
-                found[7].numbers, key=f"{key}_agreement_kappa_{reading}_at_less_st",
-                scheme=f"{one} & {other}", layers=number.layers,
-            )  # fmt: skip
-            at, st_ = (
-                mean_of(one, other, s, what, layer, condition, "kappa") for s in ("at", "st")
-            )
-            assert kappa.value == pytest.approx(at - st_, abs=CLOSE)
-            assert kappa.lower is None
+@pytest.mark.parametrize(
+    ("kind", "reading", "condition"),
+    [("prediction", "own", "pgd"), ("prediction", "shared", "shared"), ("probe", "own", "pgd")],
+)
+def test_finding_8_is_what_loops_give(
+    evidence: Evidence, found: list[Finding], kind: str, reading: str, condition: str
+) -> None:
+    """Each image by itself; a mean over pairs of networks; at less st without every G-th image."""
+    table = evidence.predictions if kind == "prediction" else evidence.probe_predictions
+    start = "" if kind == "prediction" else "layer6|"
+
+    def between(one: str, other: str, scenario: str, what: str) -> np.ndarray:
+        both = product(seeds(one, scenario), seeds(other, scenario))
+        return sum(
+            said_twice(table, f"{start}{a}:{condition}", f"{start}{b}:{condition}", what)
+            for a, b in both
+        ) / 4  # fmt: skip
+
+    for one, other in combinations(SCHEMES, 2):
+        for what in ("both wrong", "agreement", "kappa"):
+            sides = {s: between(one, other, s, what) for s in ("at", "st")}
+            key = f"{kind}_{what.replace(' ', '_')}_{reading}"
+            place = found[7].differences if what == "both wrong" else found[7].numbers
+            wanted = {"scheme": f"{one} & {other}", "layers": "layer6" if start else "output"}
+            gain = only(place, key=f"{key}_at_less_st", **wanted)
+            same(gain, sides["at"] - sides["st"])
+            assert gain.interval == "jackknife"
+            for scenario, values in sides.items():
+                same(only(found[7].numbers, key=key, scenario=scenario, **wanted), values)
+        # The same images for at and st: those that all four networks of two seeds get wrong.
+        each, least = np.zeros(51), len(table)
+        for i, j in product((0, 1), (0, 1)):
+            four = {s: [f"{start}{one}-{s}-{i}:{condition}", f"{start}{other}-{s}-{j}:{condition}"]
+                    for s in ("at", "st")}  # fmt: skip
+            columns = [*four["at"], *four["st"]]
+            wrong = table[columns].ne(table["label"], axis=0).all(axis=1)
+            least = min(least, int(wrong.sum()))
+            kept = table.where(wrong, -1)  # where nothing is wrong all have their label, -1
+            each += said_twice(kept, *four["at"], "both wrong") / 4
+            each -= said_twice(kept, *four["st"], "both wrong") / 4
+        gain = only(found[7].controls, key=f"{kind}_all_wrong_{reading}_at_less_st", **wanted)
+        same(gain, each)
+        assert gain.samples == least
+    assert "layer0" in {number.layers for number in found[7].numbers}
+    assert {number.layers for number in found[7].differences} == {"layer6", "output"}
 
 
 def test_every_number_is_made_again_by_its_command(
@@ -416,26 +491,29 @@ def test_every_number_is_made_again_by_its_command(
     monkeypatch.chdir(tmp_path)
     save_pairs("similarity.h5", evidence.similarity)
     save_pairs("within.h5", evidence.within)
-    evidence.agreement.to_csv("agreement.csv", index=False)
+    evidence.predictions.to_csv("predictions.csv", index=False)
+    evidence.probe_predictions.to_csv("probe_predictions.csv", index=False)
     evidence.accuracy.to_csv("accuracy.csv", index=False)
     words = re.compile(r'python -m repsim\.findings (\S+)(?: (\S+:\S+))? "(.*)"')
-    sources: dict[str, Similarities] = {
+    sources: dict[str, Source] = {
         "similarity.h5": Similarities(evidence.similarity),
         "within.h5": Similarities(evidence.within, "within.h5"),
+        "predictions.csv": Predictions(evidence.predictions),
+        "probe_predictions.csv": Predictions(evidence.probe_predictions),
     }
     tried = 0
     for finding in found:
         for place, number in enumerate([*finding.numbers, *finding.controls, *finding.differences]):
             file, accuracy, text = words.fullmatch(number.command).groups()
-            if file in sources and accuracy is None and place % 40:
+            if accuracy is None and place % 150:
                 made = parse(text, sources[file])  # as `again`, without reading the file again
                 value, interval = made.value, made.interval()
-            elif place % 10 and accuracy is None:
-                continue
             else:
                 value, interval = again(file, *([accuracy] if accuracy else []), text)
             assert value == pytest.approx(number.value, abs=CLOSE)
-            if accuracy is None and number.lower is not None:
+            if number.lower is None:
+                assert interval is None
+            else:
                 assert interval == pytest.approx((number.lower, number.upper), abs=1e-5)
             tried += 1
     assert tried > 400
@@ -451,11 +529,20 @@ def test_every_number_is_made_again_by_its_command(
     ("arguments", "says"),
     [
         (["none.h5", "[final](a:x, b:x)"], "no such file"),
-        (["agreement.csv", "[prediction](a:pgd, nobody:pgd)"], "not there"),
-        (["agreement.csv", "nonsense"], "terms such as"),
-        (["agreement.csv", ""], "at least one term"),
-        (["agreement.csv", "a", "b", "c"], "one number"),
-        (["agreement.csv", "accuracy.csv", "ranks"], "ranks expect"),
+        (["predictions.csv", "[prediction](a:pgd, nobody:pgd)"], "not there"),
+        (["predictions.csv", "nonsense"], "terms such as"),
+        (["predictions.csv", ""], "at least one term"),
+        (["predictions.csv", "a", "b", "c"], "one number"),
+        (["predictions.csv", "accuracy.csv", "ranks"], "ranks expect"),
+        (
+            [
+                "predictions.csv",
+                "accuracy.csv:pgd",
+                "ranks [final](clean, pgd): nobody, other + one",
+            ],
+            "not there: nobody, other, one",
+        ),
+        (["old.csv", "[prediction](a:pgd, b:pgd)"], "a column label, the images' classes"),
     ],
 )
 def test_a_wrong_number_is_refused_in_one_line(
@@ -465,7 +552,11 @@ def test_a_wrong_number_is_refused_in_one_line(
     from repsim.findings.__main__ import main
 
     monkeypatch.chdir(tmp_path)
-    agreement_of(networks_of(("sl",)), lambda *_: 0.5).to_csv("agreement.csv", index=False)
+    networks = networks_of(("sl",))
+    said = said_of(networks, lambda one: 0.5, lambda one: 0.5, images=10)
+    said.to_csv("predictions.csv", index=False)
+    said.drop(columns="label").to_csv("old.csv", index=False)
+    accuracy_of(networks, lambda one: 0.5).to_csv("accuracy.csv", index=False)
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert says in said
@@ -544,6 +635,26 @@ def test_a_matrix_of_distance_alone_has_no_blocks(layers: int, seed: int) -> Non
     assert block_weights(value, a, b).diagonal() == pytest.approx(0)
 
 
+def test_a_run_is_a_quarter_to_three_quarters_of_the_layers_rounded_inwards() -> None:
+    """Of 11 layers 3 to 8: blocks of 9 and of 2 stand out, and are no runs."""
+    for first, last in ((0, 9), (9, 11)):
+        value = np.full((11, 11), 0.2)
+        value[first:last, first:last] = 0.9
+        np.fill_diagonal(value, 1.0)
+        for plain in (False, True):
+            a, b = best_block(value, plain=plain)
+            assert 3 <= b - a <= 8
+
+
+@given(st.integers(4, 24), st.integers(0, 1000), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_no_run_is_shorter_or_longer(layers: int, seed: int, plain: bool) -> None:
+    value = np.random.default_rng(seed).normal(size=(layers, layers))
+    a, b = best_block((value + value.T) / 2, plain=plain)
+    assert layers <= 4 * (b - a) <= 3 * layers
+    assert 2 <= b - a <= layers - 2
+
+
 @given(st.integers(0, 8), st.integers(3, 6), st.floats(0.1, 0.5))
 @settings(max_examples=40, deadline=None)
 def test_a_planted_block_is_found_and_grows_with_contrast(
@@ -607,6 +718,21 @@ def test_a_combination_is_linear_replicate_by_replicate(evidence: Evidence) -> N
     assert combine([(1 / 3, a), (2 / 3, b)]).value == pytest.approx(
         parse(combine([(1 / 3, a), (2 / 3, b)]).text(), source).value, abs=1e-9
     )
+
+
+def test_ends_that_are_not_symmetric_stay_so() -> None:
+    def one(value: float, lower: float, upper: float) -> Quantity:
+        term = Term("accuracy of prediction", f"{value}:x", f"{value}:x")
+        none = np.zeros(0, dtype=np.int64)
+        return Quantity(((1.0, term),), value, None, none, (lower, upper), "predictions.csv", 100)
+
+    a, b = one(0.0, 0.0, 0.04), one(0.5, 0.4, 0.6)
+    assert mean([a, b]).interval() == pytest.approx((0.2, 0.32))
+    assert mean([a, a, a]).interval() == pytest.approx((0.0, 0.04))
+    assert (a - b).interval() == pytest.approx((-0.6, -0.36))
+    assert (constant(1.0) - a).interval() == pytest.approx((0.96, 1.0))
+    assert mean([a, b]).method == "exact binomial"
+    assert (a - constant(1.0)).samples == 100
 
 
 def test_a_paired_difference_is_narrower_than_an_independent_one() -> None:
@@ -729,19 +855,19 @@ def test_rank_interval_covers() -> None:
     for _ in range(500):
         x = generator.normal(size=20)
         y = 0.6 * x + 0.8 * generator.normal(size=20)
-        lower, upper = rank_interval(rank_correlation(x, y), 20, 20)
+        lower, upper = rank_interval(rank_correlation(x, y), 20)
         inside += lower <= truth <= upper
     assert 0.92 < inside / 500 < 0.985
 
 
 def test_rank_interval_of_perfect_order_is_not_a_point() -> None:
-    lower, upper = rank_interval(1.0, 6, 6)
+    lower, upper = rank_interval(1.0, 6)
     assert lower < 0.9
     assert upper == 1.0
-    assert rank_interval(-1.0, 6, 6) == pytest.approx((-1.0, -lower))
-    assert rank_interval(0.5, 9, 3) is None
-    assert rank_interval(math.nan, 9, 9) is None
-    narrow, wide = rank_interval(0.5, 12, 12), rank_interval(0.5, 12, 6)
+    assert rank_interval(-1.0, 6) == pytest.approx((-1.0, -lower))
+    assert rank_interval(0.5, 3) is None
+    assert rank_interval(math.nan, 9) is None
+    narrow, wide = rank_interval(0.5, 12), rank_interval(0.5, 6)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
@@ -755,7 +881,8 @@ def test_at_means_the_usual_budget() -> None:
     assert [one.name for one in evidence.group("sl", "at", 2 / 255)] == ["sl-at-eps2-0"]
     assert evidence.budgets("sl") == pytest.approx([2 / 255, EPS, 16 / 255])
     assert evidence.schemes("st", "at") == ["sl", "scl", "cl"]
-    unknown = [replace(one, eps=None) for one in evidence.networks]
+    # Of unknown sizes all are one recipe, whose seeds must differ.
+    unknown = [replace(one, eps=None, seed=i) for i, one in enumerate(evidence.networks)]
     blind = Evidence(unknown, evidence.similarity, own="pgd")
     assert blind.eps is None
     assert len(blind.group("sl", "at")) == 4
@@ -787,9 +914,104 @@ def test_evidence_that_does_not_fit_is_refused() -> None:
         findings(evidence, margin=-0.1)
     with pytest.raises(UserError, match="paper_layers expects"):
         findings(evidence, paper_layers="blocks")
-    evidence.agreement = pd.DataFrame({"a": ["x"]})
-    with pytest.raises(UserError, match="agreements expect the columns"):
+    said = said_of(networks, lambda one: 0.5, lambda one: 0.5, images=10)
+    evidence.predictions = said.drop(columns="label")
+    with pytest.raises(UserError, match=r"predictions\.csv: expected .* a column label"):
         findings(evidence)
+    evidence.predictions, evidence.probe_predictions = said, said.drop(columns="label")
+    with pytest.raises(UserError, match=r"probe_predictions\.csv: expected .* a column label"):
+        findings(evidence)
+
+
+def test_two_networks_of_one_recipe_and_seed_are_refused() -> None:
+    networks = networks_of(("sl",), full=False, budgets=False, untrained=False)
+    pairs = random_pairs([*networks, Network("again", "sl", "at", 1, EPS)], 2)
+    with pytest.raises(UserError, match="sl-at-1 and again do not; give one another seed") as said:
+        Evidence([*networks, Network("again", "sl", "at", 1, EPS + 1e-9)], pairs, own="pgd")
+    assert "\n" not in str(said.value)
+    for other in (
+        Network("again", "sl", "at", 2, EPS), Network("again", "sl", "at", 1, 2 * EPS),
+        Network("again", "sl", "at", 1, EPS, "resnet50"), Network("again", "sl", "full-at", 1, EPS),
+        Network("again", "cl", "at", 1, EPS),
+    ):  # fmt: skip
+        Evidence([*networks, other], pairs, own="pgd")
+
+
+def test_networks_of_another_architecture_are_no_seeds(evidence: Evidence) -> None:
+    wide = [
+        Network("wide-st", "sl", "st", 2, None, "wide"),
+        Network("wide-at", "sl", "at", 0, EPS, "wide"),
+        Network("wide-2", "sl", "at", 0, 2 / 255, "wide"),
+    ]  # fmt: skip
+    usual = [replace(one, arch="usual") for one in evidence.networks]
+    both = replace(
+        evidence, networks=[*wide, *usual], similarity=random_pairs([*wide, *usual]), within=None,
+        arch=None,
+        accuracy=accuracy_of([*wide, *usual], lambda one: len(one.name) + one.seed / 3),
+    )  # fmt: skip
+    assert both.arch == "usual"
+    assert [one.name for one in both.group("sl", "st")] == ["sl-st-0", "sl-st-1"]
+    assert len(both.usual()) == len(usual)
+    told = findings(both)
+    for one in told:
+        names = {
+            name for n in [*one.numbers, *one.controls, *one.differences] for name in n.networks
+        }
+        assert names.isdisjoint({"wide-st", "wide-at", "wide-2"}) == (one.key != "6")
+        said = "wide-at is left out: its architecture, wide, is not that of most networks."
+        assert (said in one.notes) == (one.key != "6")
+    # Among the ranks they are recipes of their own.
+    all_ = only(told[5].differences, key="rank_correlation_all")
+    recipes = all_.command.partition("): ")[2].rstrip('"').split(", ")
+    assert {"wide-st", "wide-at", "wide-2", "sl-st-0 + sl-st-1"} <= set(recipes)
+    assert "14 recipes, means over their 20 networks." in told[5].notes[2]
+
+
+def test_partial_at_has_the_encoder_of_at_and_no_rank_of_its_own(evidence: Evidence) -> None:
+    partial = Network("cl-partial-at-0", "cl", "partial-at", 0, EPS)
+    networks = [*evidence.networks, partial]
+    more = replace(
+        evidence, networks=networks, similarity=random_pairs(networks),
+        accuracy=accuracy_of(networks, lambda one: len(one.name) + one.seed / 3),
+    )  # fmt: skip
+    one = ranks(Desk(more, 0.02, "blocks18"))
+    assert not [n for n in [*one.numbers, *one.controls, *one.differences]
+                if partial.name in n.networks]  # fmt: skip
+    assert "partial-at networks are left out: their encoders are those of at networks." in one.notes
+    assert any(note.startswith("full-at networks begin as at networks") for note in one.notes)
+
+
+def test_many_seeds_are_drawn_for_the_spread_of_ranks() -> None:
+    """Of 3 seeds in 8 recipes there are 6,561 combinations; 4,096 of them are looked at."""
+    networks = [
+        Network(f"{scheme}-{scenario}-{seed}", scheme, scenario, seed, None)
+        for scheme in ("a", "b", "c", "d") for scenario in ("st", "at") for seed in range(3)
+    ]  # fmt: skip
+    assert TURNS < 3**8
+    generator = np.random.default_rng(3)
+    evidence = Evidence(
+        networks, random_pairs(networks, 3), own="pgd",
+        accuracy=accuracy_of(networks, lambda one: float(generator.uniform())),
+    )  # fmt: skip
+    number = only(ranks(Desk(evidence, 0.02, "blocks18")).differences, key="rank_correlation_all")
+    assert -1 <= number.seed_lower < number.value < number.seed_upper <= 1
+    again_ = only(ranks(Desk(evidence, 0.02, "blocks18")).differences, key="rank_correlation_all")
+    assert again_ == number
+
+
+@pytest.mark.parametrize(
+    ("settings_", "expected"),
+    [
+        ({"eps": 16 / 255, "steps": 5, "step_size": 0.01, "start": "clean"}, 0.05),
+        ({"eps": 8 / 255, "steps": 5, "step_size": 0.01, "start": "clean"}, 8 / 255),
+        ({"eps": 16 / 255, "steps": 5, "step_size": 0.01, "start": "random"}, 16 / 255),
+        ({"eps": 16 / 255, "steps": 5, "step_size": None, "start": "clean"}, 16 / 255),
+        ({"eps": 16 / 255}, 16 / 255),
+        ({"steps": 5}, None),
+    ],
+)
+def test_how_far_an_attack_goes(settings_: dict[str, object], expected: float | None) -> None:
+    assert reach_of(settings_) == (None if expected is None else pytest.approx(expected))
 
 
 def test_conditions_are_as_expected() -> None:

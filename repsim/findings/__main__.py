@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
         print(
             'usage: python -m repsim.findings FILE "NUMBER"\n'
             '       python -m repsim.findings similarity.h5 accuracy.csv:CONDITION "RANKS"\n'
-            "FILE: similarity.h5, within.h5 or a table (.csv) of a study\n"
+            "FILE: similarity.h5, within.h5, predictions.csv or probe_predictions.csv of a study\n"
             "NUMBER: 0.5 [last third](NETWORK:CONDITION, NETWORK:CONDITION) - ...",
             file=sys.stderr,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from repsim.findings import alignment
 from repsim.findings.alignment import KEYS, aligned
 from repsim.findings.cells import DIAGONAL, END, FINAL, Similarities
-from repsim.findings.desk import Desk
+from repsim.findings.desk import Desk, Sides
 from repsim.findings.evidence import AT, ST
 from repsim.findings.finding import Finding
 from repsim.findings.number import Number
@@ -55,13 +55,12 @@ def adversarial(desk: Desk) -> Finding:
 def _left(desk: Desk, scheme: str) -> list[Number]:
     """How far an at network's attacked images still are from its noisy ones; 0 is alike."""
     evidence = desk.evidence
-    networks = evidence.group(scheme, AT)
-    noise = aligned(desk, networks, END, evidence.noise)
-    attacked = aligned(desk, networks, END, evidence.own)
-    if noise is None or attacked is None:
-        return []
+    noise, attacked = (
+        Sides(END, evidence.clean, condition) for condition in (evidence.noise, evidence.own)
+    )
+    left = desk.paired(evidence.group(scheme, AT), noise, attacked)
     return desk.number(
-        noise.mean - attacked.mean, "noise_less_attack_at",
+        left, "noise_less_attack_at",
         "What is left in at networks: CKA(clean, noise) - CKA(clean, attacked), last third",
         "last third", scheme=scheme, scenario=AT, difference=True,
     )  # fmt: skip

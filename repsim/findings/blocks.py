@@ -6,11 +6,13 @@ structure of a run B of layers is
 
     mean of R_ij over i ≠ j in B  -  mean of R_ij over i in B, j not in B
 
-and that of a matrix the largest over runs of a quarter to three quarters of its layers. "Block
-structure" is meant as in Nguyen et al. 2021 (arXiv 2010.15327), who show it and give no number.
+and that of a matrix the largest over runs of at least two layers that are a quarter to three
+quarters of all (of 11: 3 to 8). "Block structure" is meant as in Nguyen et al. 2021 (arXiv
+2010.15327), who show it and give no number.
 
-The plain contrast is the same of the matrix itself, distance and all. It falls wherever
-long-range similarity rises, so it says little of its own.
+The plain contrast is the same of the matrix itself, distance and all. It falls wherever long-range
+similarity rises, so it says little of its own; but where the two move in opposite directions, it is
+the definition that decides whether there is more block structure, not the matrices.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def best_block(value: Array, *, plain: bool = False) -> tuple[int, int] | None:
     within = total[edge[None], edge[None]] - total - total.T + total[edge[:, None], edge[:, None]]
     rows = total[None, :, -1] - total[:, None, -1]  # (a, b)
     size = edge[None] - edge[:, None]
-    allowed = (size >= max(2, n // 4)) & (size <= n - max(1, n // 4))
+    least = max(2, -(-n // 4))  # rounded up: half a quarter is no quarter
+    allowed = (size >= least) & (size <= n - least)
     with np.errstate(divide="ignore", invalid="ignore"):
         score = within / (size * (size - 1)) - (rows - within) / (size * (n - size))
     a, b = np.unravel_index(np.where(allowed, score, -np.inf).argmax(), score.shape)

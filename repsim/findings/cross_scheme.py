@@ -4,6 +4,10 @@ Three readings, which must not be confused: clean images; each network on images
 itself (the paper's: the two see different images, and any two networks that attacks move far drift
 apart); one attacked set that all networks see. Two seeds of one scheme go through the same: what
 they gain, too, is not schemes that converge.
+
+Without the shared set the claim is not resolved at best: on own attacks most of the gain may be
+that standard networks see different images. And what at gains over st under noise of the attack's
+size is not the attack's: the reason says how much of the gain that is.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ from typing import NamedTuple
 from repsim.findings.cells import ALL_PAIRS, DIAGONAL, END, END_BLOCK, FINAL, Similarities
 from repsim.findings.desk import Desk, Seeds
 from repsim.findings.evidence import AT, ST, Evidence
-from repsim.findings.finding import Finding
+from repsim.findings.finding import HOLDS, OPEN, Finding
 from repsim.findings.number import Number
-from repsim.findings.quantity import Quantity, mean
+from repsim.findings.quantity import Quantity, less, mean
+from repsim.findings.verdict import verdict
 
 KEY = "4"
 CLAIM = (
@@ -57,10 +62,11 @@ def cross_scheme(desk: Desk) -> Finding:
     """At less st for every pair of schemes, on own attacks and on the shared attacked set.
 
     The average over all pairs of layers and that over the last third decide; the diagonal and
-    the final layer stand beside them.
+    the final layer stand beside them, and what at gains beyond what it gains under noise.
     """
     evidence = desk.evidence
     schemes = evidence.schemes(ST, AT)
+    beyond: list[Number] = []
     numbers: list[Number] = []
     controls: list[Number] = []
     differences: list[Number] = []
@@ -83,14 +89,28 @@ def cross_scheme(desk: Desk) -> Finding:
                 )  # fmt: skip
                 decides = part in DECIDE and reading.name != "clean"
                 (differences if decides else numbers).append(made)
+                if reading.name != "clean":
+                    beyond += _beyond_noise(desk, one, other, part, reading)
             controls += _seeds(desk, schemes, gains, part, reading)
     if not differences:
         return desk.missing(KEY, CLAIM, "st and at networks of two schemes, attacked")
-    if evidence.shared is None:
-        notes.append("No shared attacked set: read on own attacks only.")
+    said, reason = verdict(differences)
+    shares = _shares(differences, beyond)
+    if shares:
+        reason += f"; of these gains {_range(shares)} is there under noise of the same size, too"
+    if alone := _own_only(differences):
+        notes.append(f"No shared attacked set{alone}: read on own attacks only.")
+        if said == HOLDS:
+            said = OPEN
+            reason = (
+                f"No shared attacked set{alone}, and on own attacks alone standard networks may be "
+                "unlike because they see different images, so that what is gained need not be "
+                f"convergence. {reason}"
+            )
+    notes += _noise(desk, differences, beyond) + _final(numbers)
     controls += _others(desk, schemes)
-    notes += _final(numbers) + _beyond(controls)
-    return desk.finding(KEY, CLAIM, numbers, controls, differences, notes)
+    notes += _beyond_seeds(controls)
+    return desk.finding(KEY, CLAIM, beyond + numbers, controls, differences, notes, (said, reason))
 
 
 def _between(
@@ -100,6 +120,71 @@ def _between(
     """CKA between every network of one scheme and every one of the other."""
     these, those = (desk.evidence.group(scheme, scenario) for scheme in (one, other))
     return desk.pairs(these, those, part, reading.condition, source)
+
+
+def _beyond_noise(desk: Desk, one: str, other: str, part: str, reading: Reading) -> list[Number]:
+    """What at gains over st on attacked images less what it gains under noise of their size.
+
+    Pair of networks by pair of networks, and replicate by replicate.
+    """
+    evidence = desk.evidence
+    sides = {}
+    for scenario in (AT, ST):
+        these, those = (evidence.group(scheme, scenario) for scheme in (one, other))
+        attacked, noise = (
+            desk.between(these, those, part, condition)
+            for condition in (reading.condition, evidence.noise)
+        )
+        sides[scenario] = Seeds.of([less(a, b) for a, b in zip(attacked, noise, strict=True)])
+    at, st = sides[AT], sides[ST]
+    if at is None or st is None:
+        return []
+    key, words = PARTS[part]
+    return [desk.difference(
+        [(1.0, at), (-1.0, st)], f"{key}_{reading.name}_beyond_noise",
+        f"CKA between schemes, {reading.words} less noise of the same size, {words}, at - st", part,
+        scheme=f"{one} & {other}", scenario="at - st",
+    )]  # fmt: skip
+
+
+def _own_only(differences: Sequence[Number]) -> str:
+    """Where there is no shared attacked set: " in" which pairs of schemes, or nowhere at all."""
+    shared = {one.scheme for one in differences if one.key.endswith("_shared_at_less_st")}
+    alone = list(dict.fromkeys(one.scheme for one in differences if one.scheme not in shared))
+    return f" in {', '.join(alone)}" if alone else ""
+
+
+def _shares(gains: Sequence[Number], beyond: Sequence[Number]) -> list[float]:
+    """The part of each gain that is there under noise, too; of gains that are above 0."""
+    of = {(one.key, one.scheme): one.value for one in beyond}
+    return [
+        1 - of[key] / one.value for one in gains
+        if (key := (one.key.replace("_at_less_st", "_beyond_noise"), one.scheme)) in of
+        and one.value > 0 and (one.lower is None or one.lower > 0)
+    ]  # fmt: skip
+
+
+def _range(shares: Sequence[float]) -> str:
+    """59 to 80%."""
+    least, most = (f"{100 * one:.0f}" for one in (min(shares), max(shares)))
+    return f"{least}%" if least == most else f"{least} to {most}%"
+
+
+def _noise(desk: Desk, gains: Sequence[Number], beyond: Sequence[Number]) -> list[str]:
+    """How much of the gains is there under noise, reading by reading and part by part."""
+    if not beyond:
+        return [f"No control {desk.evidence.noise}: how much of the gain is the attack's is open."]
+    told = []
+    for key in dict.fromkeys(one.key for one in gains):
+        these = [one for one in gains if one.key == key]
+        left = [one for one in beyond if one.key == key.replace("_at_less_st", "_beyond_noise")]
+        if not left:
+            continue
+        shares = _shares(these, left)
+        start = f"{_range(shares)} of it is there under noise, too; " if shares else ""
+        each = ", ".join(f"{one.scheme} {one.text()}" for one in left)
+        told.append(f"{these[0].label}: {start}beyond noise: {each}.")
+    return told
 
 
 def _each(
@@ -203,7 +288,7 @@ def _final(numbers: Sequence[Number]) -> list[str]:
     return told
 
 
-def _beyond(controls: Sequence[Number]) -> list[str]:
+def _beyond_seeds(controls: Sequence[Number]) -> list[str]:
     """What schemes gain beyond seeds, over all pairs."""
     return [
         f"{one.label}: {one.text()}." for one in controls

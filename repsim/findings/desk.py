@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from repsim.findings.cells import SIMILARITY, WITHIN, Similarities
@@ -10,10 +10,8 @@ from repsim.findings.evidence import UNTRAINED, Evidence, Network
 from repsim.findings.finding import NOT_RUN, Finding
 from repsim.findings.number import IMAGES, Number
 from repsim.findings.paper import Paper, agrees
-from repsim.findings.quantity import Quantity, Source, combine, known, mean
+from repsim.findings.quantity import Quantity, Source, combine, known, less, mean
 from repsim.findings.verdict import by_part, outcome, verdict
-
-Of = Callable[[Network], Quantity | None]
 
 
 @dataclass(frozen=True)
@@ -82,15 +80,49 @@ class Desk:
         within = evidence.within
         self.within = None if within is None else Similarities(within, WITHIN)
 
+    def each(
+        self, networks: Sequence[Network], sides: Sides, source: Source | None = None
+    ) -> list[Quantity | None]:
+        """A part of CKA(x, y) of each network with itself."""
+        source = source or self.similarity
+        return [
+            source.find(sides.part, f"{one.name}:{sides.x}", f"{one.name}:{sides.y}")
+            for one in networks
+        ]
+
     def seeds(
         self, networks: Sequence[Network], sides: Sides, source: Source | None = None
     ) -> Seeds | None:
-        """A part of CKA(x, y) of each network with itself."""
+        """The same of those that have it."""
+        return Seeds.of(self.each(networks, sides, source))
+
+    def paired(
+        self, networks: Sequence[Network], a: Sides, b: Sides, source: Source | None = None
+    ) -> Seeds | None:
+        """a less b of each network that has both."""
+        both = zip(
+            self.each(networks, a, source), self.each(networks, b, source), strict=True
+        )  # fmt: skip
+        return Seeds.of([less(one, other) for one, other in both])
+
+    def between(
+        self,
+        these: Sequence[Network],
+        those: Sequence[Network],
+        part: str,
+        condition: str,
+        source: Source | None = None,
+    ) -> list[Quantity | None]:
+        """A part of every network of one group against every one of another.
+
+        Within one group every pair of different seeds once.
+        """
         source = source or self.similarity
-        return Seeds.of([
-            source.find(sides.part, f"{one.name}:{sides.x}", f"{one.name}:{sides.y}")
-            for one in networks
-        ])  # fmt: skip
+        return [
+            source.find(part, f"{a.name}:{condition}", f"{b.name}:{condition}")
+            for i, a in enumerate(these) for j, b in enumerate(those)
+            if a.name != b.name and (list(these) != list(those) or i < j)
+        ]  # fmt: skip
 
     def pairs(
         self,
@@ -98,30 +130,10 @@ class Desk:
         those: Sequence[Network],
         part: str,
         condition: str,
-        source: Similarities | None = None,
+        source: Source | None = None,
     ) -> Seeds | None:
-        """A part of CKA between every network of one group and every one of another.
-
-        Within one group every pair of different seeds once.
-        """
-        return self.agreement(source or self.similarity, these, those, part, condition)
-
-    def agreement(
-        self,
-        source: Source,
-        these: Sequence[Network],
-        those: Sequence[Network],
-        part: str,
-        condition: str,
-    ) -> Seeds | None:
-        """The same from any source."""
-        both = [
-            (a, b) for i, a in enumerate(these) for j, b in enumerate(those)
-            if a.name != b.name and (list(these) != list(those) or i < j)
-        ]  # fmt: skip
-        return Seeds.of([
-            source.find(part, f"{a.name}:{condition}", f"{b.name}:{condition}") for a, b in both
-        ])  # fmt: skip
+        """The same of those that have it."""
+        return Seeds.of(self.between(these, those, part, condition, source))
 
     def number(
         self,
@@ -152,7 +164,8 @@ class Desk:
         paper = self.paper.value(quantity)
         return [Number(
             key=key, label=label, value=quantity.value, lower=found[0], upper=found[1],
-            over=IMAGES, layers=layers, scheme=scheme, scenario=scenario,
+            over=IMAGES, interval=quantity.method, samples=quantity.samples, layers=layers,
+            scheme=scheme, scenario=scenario,
             networks=tuple(dict.fromkeys(network for network, _ in sides)),
             conditions=tuple(dict.fromkeys(condition for _, condition in sides)),
             paper=paper, paper_layers=None if paper is None else self.paper.layers,
@@ -207,20 +220,34 @@ class Desk:
         controls: list[Number],
         differences: list[Number],
         notes: list[str],
+        judged: tuple[str, str] | None = None,
     ) -> Finding:
-        """With the verdict that the differences give."""
-        said, reason = verdict(differences)
+        """With the verdict that the differences give.
+
+        Args:
+            key, claim, numbers, controls, differences, notes: see `Finding`.
+            judged: verdict and reason, where the differences alone do not give them.
+        """
+        said, reason = judged or verdict(differences)
         notes = [*by_part(differences), *notes]
         return Finding(
             key, claim, said, f"{reason}.", self.margin, numbers, controls, differences, notes
         )
 
     def left_out(self, *scenarios: str) -> list[str]:
-        """A sentence for each scheme that lacks networks of one of these scenarios."""
-        schemes = dict.fromkeys(
-            one.scheme for one in self.evidence.networks if one.scenario != UNTRAINED
-        )
-        return [
+        """A sentence for each network of another architecture, and for each scheme that lacks one.
+
+        Args:
+            scenarios: that a scheme needs networks of.
+        """
+        usual = self.evidence.usual()
+        schemes = dict.fromkeys(one.scheme for one in usual if one.scenario != UNTRAINED)
+        other = [
+            f"{one.name} is left out: its architecture, {one.arch or 'not known'}, is not that of "
+            "most networks."
+            for one in self.evidence.networks if one not in usual
+        ]  # fmt: skip
+        return other + [
             f"{scheme} is left out: it has no {' and no '.join(lacks)} network."
             for scheme in schemes
             if (lacks := [name for name in scenarios if not self.evidence.group(scheme, name)])

@@ -21,7 +21,8 @@ class Finding:
         key: "1" to "8".
         claim: in one sentence.
         verdict: one of `VERDICTS`; the rule is in `repsim.findings.verdict`.
-        reason: one sentence with the numbers that decide, and in which scheme.
+        reason: the numbers that decide, and in which scheme; of a claim of several parts with the
+            verdict of each.
         margin: differences within ± this mean nothing; stated before looking.
         numbers: all of this claim.
         controls: what the numbers must be held against: noise of the same size, two seeds of one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from repsim.findings.alignment import TRAINED
 from repsim.findings.cells import LONG_RANGE, Similarities
@@ -10,6 +11,7 @@ from repsim.findings.desk import Desk, Seeds, Sides
 from repsim.findings.evidence import AT, ST, Network
 from repsim.findings.finding import Finding
 from repsim.findings.number import Number
+from repsim.findings.verdict import OPPOSED, joint, verdict
 
 KEY = "3"
 CLAIM = (
@@ -20,6 +22,8 @@ LABELS = {
     "long_range": "long-range similarity (layers more than half the depth apart)",
     "block_structure": "block structure (layers alike within a run, beyond their distance)",
 }
+PARTS = {"long_range": "Long range amplified", "block_structure": "Block structure vanishes"}
+PLAIN = "plain_contrast_st_less_at"
 
 
 def far(
@@ -48,15 +52,19 @@ def contrast(
 
 
 def long_range(desk: Desk) -> Finding:
-    """On clean images: long-range similarity, at less st; block structure, st less at."""
+    """On clean images: long-range similarity, at less st; block structure, st less at.
+
+    Two parts, each with a verdict of its own. Block structure has no published definition, so a
+    scheme decides it only where both of ours, beyond distance and plain, have the same sign.
+    """
     evidence = desk.evidence
     numbers: list[Number] = []
     controls: list[Number] = []
     differences: list[Number] = []
     left: list[tuple[str, float, float]] = []
-    schemes = evidence.schemes(ST, AT)
-    for scheme in schemes:
+    for scheme in evidence.schemes(ST, AT):
         groups = {name: evidence.group(scheme, name) for name in (ST, AT)}
+        plain = _plain(desk, groups, scheme)
         for key, of, sign, layers in (
             ("long_range", far, 1.0, "long range"), ("block_structure", blocks, -1.0, "all pairs"),
         ):  # fmt: skip
@@ -64,13 +72,16 @@ def long_range(desk: Desk) -> Finding:
             if st is None or at is None:
                 continue
             order = "at - st" if sign > 0 else "st - at"
-            differences.append(desk.difference(
+            made = desk.difference(
                 [(sign, at), (-sign, st)], f"{key}_{'at_less_st' if sign > 0 else 'st_less_at'}",
                 f"{LABELS[key].split(' (')[0]}, clean images, {order}", layers,
                 scheme=scheme, scenario=order,
-            ))  # fmt: skip
+            )  # fmt: skip
             if key == "block_structure":
                 left.append((scheme, st.mean.value, at.mean.value))
+                if any(one.value * made.value < 0 for one in plain):
+                    made = replace(made, outcome=OPPOSED)
+            differences.append(made)
             for name, condition, word in (
                 (ST, evidence.clean, "clean"), (AT, evidence.clean, "clean"),
                 (ST, evidence.own, "attacked"), (AT, evidence.own, "attacked"),
@@ -81,7 +92,7 @@ def long_range(desk: Desk) -> Finding:
                     scheme=scheme, scenario=name,
                 )  # fmt: skip
             controls += _controls(desk, groups, scheme, key, sign, layers)
-        numbers += _plain(desk, groups, scheme)
+        numbers += plain
     if not differences:
         return desk.missing(KEY, CLAIM, "an st and an at network of one scheme, of several layers")
     for key, of, layers in (
@@ -99,7 +110,25 @@ def long_range(desk: Desk) -> Finding:
             f"Block structure of st and of at networks: {each}: it "
             f"{'vanishes' if gone else 'does not vanish'} (margin {desk.margin:g})."
         )
-    return desk.finding(KEY, CLAIM, numbers, controls, differences, notes)
+    judged = _judged(differences, [one for one in numbers if one.key == PLAIN])
+    return desk.finding(KEY, CLAIM, numbers, controls, differences, notes, judged)
+
+
+def _judged(differences: list[Number], plain: list[Number]) -> tuple[str, str]:
+    """The verdict of both parts, and where the definitions of blocks have opposite signs."""
+    parts = {
+        name: verdict([one for one in differences if one.key.startswith(key)])
+        for key, name in PARTS.items()
+    }
+    opposed = [one.scheme for one in differences if one.outcome == OPPOSED]
+    if opposed:
+        said, why = parts[PARTS["block_structure"]]
+        other = ", ".join(f"{one.scheme} {one.text()}" for one in plain if one.scheme in opposed)
+        parts[PARTS["block_structure"]] = (
+            said,
+            (f"{why}; the plain contrast, distance left in, has the opposite sign: {other}"),
+        )
+    return joint(parts)
 
 
 def _plain(desk: Desk, groups: dict[str, list[Network]], scheme: str) -> list[Number]:
@@ -108,7 +137,7 @@ def _plain(desk: Desk, groups: dict[str, list[Network]], scheme: str) -> list[Nu
     if st is None or at is None:
         return []
     return desk.number(
-        st.mean - at.mean, "plain_contrast_st_less_at",
+        st.mean - at.mean, PLAIN,
         "contrast of a run of layers to the rest, their distance left in, clean images, st - at",
         "all pairs", scheme=scheme, scenario="st - at", difference=True,
     )  # fmt: skip

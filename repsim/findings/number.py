@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-IMAGES, SEEDS, NETWORKS = "images", "seeds", "networks"
+IMAGES, NETWORKS = "images", "networks"
+JACKKNIFE, BINOMIAL, FISHER = "jackknife", "exact binomial", "Fisher"
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,12 @@ class Number:
         label: the same in plain words.
         value: the number; nan where it is not defined.
         lower, upper: 95% interval; None where there is none.
-        over: what the interval is over: "images" (delete-one-group jackknife), "seeds" or
-            "networks".
+        over: what the interval is over: "images" or "networks".
+        interval: how it was made: "jackknife" (delete-one-group), "exact binomial" (Clopper and
+            Pearson; of several networks the means of their ends), "Fisher" (of a correlation); ""
+            where there is none.
+        samples: images that it is of, where each of them is known (predictions); of several pairs
+            of networks the smallest number. None for similarities.
         networks: names of those that it is made of.
         conditions: conditions that it is made of.
         layers: which layers: "all", "last third", "final", "all pairs", ...
@@ -39,7 +44,7 @@ class Number:
             in it; None where there is one seed only.
         spread_from: where the spread comes from, if not from these networks' own seeds.
         signed: whether it is a difference, whose sign is a direction.
-        outcome: of a difference that decides: one of `repsim.findings.verdict.OUTCOMES`.
+        outcome: of a difference with a direction: one of `repsim.findings.verdict.OUTCOMES`.
     """
 
     key: str
@@ -48,6 +53,8 @@ class Number:
     lower: float | None = None
     upper: float | None = None
     over: str = IMAGES
+    interval: str = ""
+    samples: int | None = None
     networks: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     layers: str = "all"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from repsim.errors import UserError
+from repsim.findings.number import BINOMIAL, JACKKNIFE
 from repsim.similarity import interval
 
 TERM = re.compile(
@@ -55,17 +56,19 @@ class Quantity:
         value: Σ factor · term.
         replicates: (G,) the same without each jackknife group; None where there are none.
         sizes: (G,) units in each group.
-        half: half of an interval's width where there are no replicates; of a sum the sum, which
-            holds however the two depend on one another. None for no interval.
+        ends: 95% [lower, upper] where there are no replicates (exact binomial); of a sum as wide as
+            all together, which holds however they depend on one another. None for no interval.
         file: which file of a study has it.
+        samples: images that it is of, of a combination the smallest number; None for similarities.
     """
 
     terms: tuple[tuple[float, Term], ...]
     value: float
     replicates: NDArray[np.float64] | None
     sizes: NDArray[np.int64]
-    half: float | None
+    ends: tuple[float, float] | None
     file: str
+    samples: int | None = None
 
     def __add__(self, other: Quantity) -> Quantity:
         return combine([(1.0, self), (1.0, other)])
@@ -88,9 +91,14 @@ class Quantity:
         if self.replicates is not None:
             lower, upper = interval(self.value, self.replicates, self.sizes)
             return None if np.isnan(lower + upper) else (float(lower), float(upper))
-        if self.half is None or np.isnan(self.half):
-            return None
-        return self.value - self.half, self.value + self.half
+        return self.ends
+
+    @property
+    def method(self) -> str:
+        """How the interval is made; "" for none."""
+        if self.interval() is None:
+            return ""
+        return BINOMIAL if self.replicates is None else JACKKNIFE
 
     def text(self) -> str:
         """What `parse` reads."""
@@ -118,24 +126,45 @@ def combine(parts: Sequence[tuple[float, Quantity]]) -> Quantity:
         for inner, term in one.terms:
             terms[term] = terms.get(term, 0.0) + factor * inner
     kept = [one for one in parts if not one[1].fixed]
-    replicates, half = None, None
+    replicates, ends = None, None
     each = [factor * one.replicates for factor, one in kept if one.replicates is not None]
     if kept and len(each) == len(kept):
         replicates = np.sum(each, axis=0)
         replicates += float(sum(factor * one.value for factor, one in parts if one.fixed))
-    elif kept and all(one.half is not None for _, one in kept):
-        half = float(sum(abs(factor) * (one.half or 0.0) for factor, one in kept))
     value = float(sum(factor * one.value for factor, one in parts))
+    if not each and kept and all(one.ends is not None for _, one in kept):
+        ends = _ends(parts)
     first = kept[0][1] if kept else parts[0][1]
+    samples = [one.samples for _, one in parts if one.samples is not None]
     return Quantity(
         tuple((factor, term) for term, factor in terms.items() if abs(factor) > 1e-12),
-        value, replicates, first.sizes, half, first.file,
+        value, replicates, first.sizes, ends, first.file, min(samples, default=None),
     )  # fmt: skip
+
+
+def _ends(parts: Sequence[tuple[float, Quantity]]) -> tuple[float, float]:
+    """Of a sum: a negative factor turns an interval round."""
+    lower = upper = 0.0
+    for factor, one in parts:
+        low, high = one.ends or (one.value, one.value)  # a constant is known
+        lower += factor * (low if factor > 0 else high)
+        upper += factor * (high if factor > 0 else low)
+    return lower, upper
 
 
 def mean(quantities: Sequence[Quantity]) -> Quantity:
     """Of one or more."""
     return combine([(1 / len(quantities), one) for one in quantities])
+
+
+def less(a: Quantity | None, b: Quantity | None) -> Quantity | None:
+    """a - b; None where one is not there or not defined.
+
+    Differences of one network are taken so, before those that lack are left out of a mean.
+    """
+    if a is None or b is None or np.isnan(a.value - b.value):
+        return None
+    return a - b
 
 
 def constant(value: float) -> Quantity:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from repsim.findings import alignment
-from repsim.findings.alignment import aligned
 from repsim.findings.cells import DIAGONAL, END, FINAL, START
-from repsim.findings.desk import Desk, Seeds
-from repsim.findings.evidence import ST
+from repsim.findings.desk import Desk, Seeds, Sides
+from repsim.findings.evidence import ST, Network
 from repsim.findings.finding import Finding
 from repsim.findings.number import Number
-from repsim.findings.quantity import constant
+from repsim.findings.quantity import constant, known, less
 
 KEY = "1"
 CLAIM = (
@@ -23,33 +22,29 @@ def standard(desk: Desk) -> Finding:
 
     The attack moves representations further than noise of its size does, over all layers:
     CKA(clean, noise) - CKA(clean, attacked); and they fall at the end: the first two thirds'
-    CKA(clean, attacked) less the last third's.
+    CKA(clean, attacked) less the last third's. Both network by network, so that the spread over
+    seeds is that of the difference.
     """
     evidence = desk.evidence
     numbers: list[Number] = []
     controls: list[Number] = []
     differences: list[Number] = []
-    notes: list[str] = []
+    notes = desk.left_out(ST)
     for scheme in evidence.schemes(ST):
         networks = evidence.group(scheme, ST)
-        attacked = aligned(desk, networks, DIAGONAL, evidence.own)
-        noise = aligned(desk, networks, DIAGONAL, evidence.noise)
-        start = aligned(desk, networks, START, evidence.own)
-        end = aligned(desk, networks, END, evidence.own)
-        if attacked is None or start is None or end is None:
+        moved = _moved(desk, networks, notes, scheme)
+        start, end = (Sides(part, evidence.clean, evidence.own) for part in (START, END))
+        fall = desk.paired(networks, start, end)
+        if moved is None or fall is None:
             notes.append(f"{scheme}: its networks have no images attacked on themselves.")
             continue
         numbers += alignment.numbers(desk, networks, scheme, ST, (DIAGONAL, START, END, FINAL))
         controls += alignment.controls(desk, networks, scheme, ST)
-        if noise is None:
-            notes.append(f"{scheme}: no control noise; clean images themselves, CKA 1, stand in.")
         differences.append(desk.difference(
-            [(1.0, noise or Seeds((constant(1.0),))), (-1.0, attacked)],
-            "noise_less_attack", "CKA(clean, noise) - CKA(clean, attacked), all layers", "all",
+            [(1.0, moved)], "noise_less_attack",
+            "CKA(clean, noise) - CKA(clean, attacked), all layers", "all",
             scheme=scheme, scenario=ST,
         ))  # fmt: skip
-        # Seed by seed: the two thirds are of the same network.
-        fall = Seeds(tuple(a - b for a, b in zip(start.units, end.units, strict=True)))
         differences.append(desk.difference(
             [(1.0, fall)], "fall_at_the_end",
             "CKA(clean, attacked), first two thirds - last third", "last third",
@@ -63,16 +58,27 @@ def standard(desk: Desk) -> Finding:
     return desk.finding(KEY, CLAIM, numbers, controls, differences, notes)
 
 
+def _moved(desk: Desk, networks: list[Network], notes: list[str], scheme: str) -> Seeds | None:
+    """How much further the attack moves each network than noise of its size."""
+    evidence = desk.evidence
+    attacked = desk.each(networks, Sides(DIAGONAL, evidence.clean, evidence.own))
+    noise = desk.each(networks, Sides(DIAGONAL, evidence.clean, evidence.noise))
+    if not known(noise) and known(attacked):
+        notes.append(f"{scheme}: no control noise; clean images themselves, CKA 1, stand in.")
+        noise = [constant(1.0) for _ in networks]
+    return Seeds.of([less(a, b) for a, b in zip(noise, attacked, strict=True)])
+
+
 def _within(desk: Desk, scheme: str) -> list[Number]:
     """The fall from noise to attack within classes: what flipped labels alone do not explain."""
     evidence = desk.evidence
-    networks = evidence.group(scheme, ST)
-    noise = aligned(desk, networks, DIAGONAL, evidence.noise, desk.within)
-    attacked = aligned(desk, networks, DIAGONAL, evidence.own, desk.within)
-    if noise is None or attacked is None:
-        return []
+    clean = evidence.clean
+    moved = desk.paired(
+        evidence.group(scheme, ST), Sides(DIAGONAL, clean, evidence.noise),
+        Sides(DIAGONAL, clean, evidence.own), desk.within,
+    )  # fmt: skip
     return desk.number(
-        noise.mean - attacked.mean, "noise_less_attack_within_class",
+        moved, "noise_less_attack_within_class",
         "CKA(clean, noise) - CKA(clean, attacked) within classes, all layers", "all",
         scheme=scheme, scenario=ST, difference=True,
     )  # fmt: skip

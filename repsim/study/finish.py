@@ -9,8 +9,10 @@ import pandas as pd
 from repsim.attacks import parse_attacks
 from repsim.findings import Evidence, Network
 from repsim.findings.api import findings
+from repsim.findings.evidence import reach_of
 from repsim.result.pairs import load_pairs
 from repsim.study.measure import own_attack
+from repsim.study.networks import StudyNetwork, training_plan
 from repsim.study.shared import SHARED
 from repsim.study.study import Study
 
@@ -19,11 +21,11 @@ def evidence_of(study: Study) -> Evidence:
     """What a study's folder knows of its networks."""
     folder = study.folder
     robust = parse_attacks(study.settings.evaluate.attacks[0], eps=study.eps)[0].condition
-    agreement = pd.read_csv(folder / "agreement.csv", keep_default_na=False,
-                            na_values={"kappa": ["", "nan"]})  # fmt: skip
     return Evidence(
         networks=[
-            Network(one.name, one.scheme, one.scenario, one.seed, one.eps)
+            Network(
+                one.name, one.scheme, one.scenario, one.seed, one.eps, one.arch, _reach(study, one)
+            )
             for one in study.networks
         ],
         similarity=load_pairs(folder / "similarity.h5"),
@@ -32,11 +34,17 @@ def evidence_of(study: Study) -> Evidence:
         within=load_pairs(folder / "within.h5"),
         accuracy=pd.read_csv(folder / "accuracy.csv"),
         robust=robust,
-        probes=pd.read_csv(folder / "probes.csv", keep_default_na=False),
-        agreement=agreement,
         predictions=pd.read_csv(folder / "predictions.csv"),
         probe_predictions=pd.read_csv(folder / "probe_predictions.csv"),
-    )  # fmt: skip
+    )
+
+
+def _reach(study: Study, network: StudyNetwork) -> float | None:
+    """How far its training attack can go; None for a user's own, which does not say."""
+    if network.kind is None or not network.kind.recipe:
+        return None
+    attack = training_plan(network, study.settings).phases[0].attack
+    return None if attack is None else reach_of(attack.params)
 
 
 def find(study: Study) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from repsim.study.study import Study
 SEED = 0  # of the attacks' draws: networks of different seeds see the same ones
 SHARED_FILE = "shared.h5"
 NOISE = "noise"  # the control that a live comparison adds
+PROBED_LAYERS = 20  # whose probes' predictions are kept image by image: 145 would be half a GB
 
 
 def own_attack(study: Study) -> AttackSpec:
@@ -231,13 +232,20 @@ def agreements(study: Study) -> dict[str, Any]:
 
 
 def _probes_said(reports: dict[str, Any]) -> pd.DataFrame:
-    """What the probes of each network's last layer said of each image: LAYER|NETWORK:CONDITION."""
-    return pd.DataFrame({
-        f"{layer}|{name}:{test}": said
-        for name, report in reports.items()
-        for (layer, train, test, attack), said in report.predictions.items()
-        if layer == report.layers[-1] and train == "clean" and attack != "adaptive"
-    })  # fmt: skip
+    """What the probes said of each image: label, and a column LAYER|NETWORK:CONDITION each.
+
+    Of all layers; of more than `PROBED_LAYERS` every second, third, ... from the last one back.
+    """
+    labels = next(iter(reports.values())).labels
+    columns: dict[str, Any] = {}
+    for name, report in reports.items():
+        kept = report.layers[:: -len(report.layers) // PROBED_LAYERS]
+        columns |= {
+            f"{layer}|{name}:{test}": said
+            for (layer, train, test, attack), said in report.predictions.items()
+            if layer in kept and train == "clean" and attack != "adaptive"
+        }
+    return pd.DataFrame({"label": labels, **columns})
 
 
 def _probes_agree(a: Any, b: Any) -> pd.DataFrame:
