@@ -18,7 +18,8 @@
 #
 # `repsim reproduce universal` writes findings, tables and matrices to a folder. This notebook reads
 # them; put your own folder in `study`. As it stands it reads the small study on CIFAR-10 that is in
-# the repository. The same things, and more, are in the study's `report.html`.
+# the repository. The same things, and more, are in the study's `report.html`. Commands that make a
+# number again are run in the folder of the study, where its matrices are.
 
 # %%
 import os
@@ -46,7 +47,7 @@ pd.DataFrame({"claim": f.claim, "verdict": f.verdict, "why": f.reason} for f in 
 # %%
 markers = {"sl & scl": "s", "sl & cl": "^", "scl & cl": "v"}
 groups = {}
-for finding in found[:5]:
+for finding in found:
     questions = groups.setdefault(f"{finding.key}. {finding.verdict}", {})
     for number in finding.differences:
         interval = None if number.lower is None else (number.lower, number.upper)
@@ -54,7 +55,9 @@ for finding in found[:5]:
             Point(number.scheme or "", number.value, interval, paper=number.paper,
                   color=scheme_color(number.scheme or ""), marker=markers.get(number.scheme, "o"))
         )  # fmt: skip
-fig, ax = plt.subplots(figsize=(7, 9), layout="compressed")
+groups = {head: questions for head, questions in groups.items() if questions}
+rows = sum(1.3 + 1.15 * len(questions) for questions in groups.values())
+fig, ax = plt.subplots(figsize=(7, 0.8 + 0.22 * rows), layout="compressed")
 differences(groups, ax, margin=found[0].margin, label="difference")
 fig.savefig(figures / "decisions.png", dpi=150)
 
@@ -62,10 +65,9 @@ fig.savefig(figures / "decisions.png", dpi=150)
 # ## One number, and how to make it again
 
 # %%
-number = found[3].differences[0]
-print(f"{number.label} ({number.scheme})")
-print(f"{number.value:.3f} [{number.lower:.3f}, {number.upper:.3f}]; seeds {number.spread:.3f}")
-print(f"the paper {number.paper:.3f}: {number.agrees}")
+number = next(one for finding in found for one in finding.differences)
+print(f"{number.label} ({number.scheme}): {number.text()}")
+print(f"spread of seeds {number.spread}; the paper {number.paper} {number.agrees or ''}")
 print(number.command)
 
 # %% [markdown]

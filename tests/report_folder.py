@@ -119,16 +119,20 @@ def study_json(networks: list[Network]) -> dict[str, Any]:
         "preset": "test",
         "command": "repsim reproduce universal --preset test",
         "settings": {"preset": "test", "data": "digits", "model": "resnet8", "margin": 0.02,
-                     "compare": {"attack": "pgd,steps=3", "shared": []}},
-        "conditions": {"own": "pgd", "shared": "shared", "noise": "noise", "robust": "pgd"},
+                     "samples": 0, "compare": {"attack": "pgd,steps=3", "shared": []}},
+        "conditions": {
+            "own": "pgd", "shared": "shared", "noise": "noise", "robust": "pgd",
+            "attack": {"text": "pgd,steps=3",
+                       "params": {"eps": 8 / 255, "step_size": None, "steps": 3}},
+        },
         "seeds": [0, 1],
         "versions": {"repsim": "0.1.0", "python": "3.11"},
         "hardware": {"processor": "a test's", "cores": 2},
         "networks": [
             {"name": one.name, "scheme": one.scheme, "scenario": one.scenario, "seed": one.seed,
              "eps": one.eps, "file": f"checkpoints/{one.name}.pt", "sha256": "ab" * 32,
-             "source": "trained"}
-            for one in networks
+             **({"source": "trained"} if i else {"source": "checkpoints", "from": "ready.pt"})}
+            for i, one in enumerate(networks)
         ],
         "stages": [
             {"name": f"{kind}-{one.name}", "kind": kind, "network": one.name, "status": "done",

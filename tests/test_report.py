@@ -196,7 +196,11 @@ def test_accuracies_settings_and_stages(html: str) -> None:
     for words in (
         "90.0%", "[85.0%, 95.0%]", "digits", "resnet8", "pgd,steps=3", "a test's",
         "supervised, adversarial training (16/255), seed 0", "abababababab", "1 min 01 s",
-        "36 min 36 s in all", "repsim reproduce universal --stop-after train-sl-st-0",
+        "36 min 36 s in all; 1 network was trained before", "checkpoints: ready.pt",
+        "clean (n = 200)", "pgd (n = 200)", "as each recipe says",
+        "pgd,steps=3 (eps 8/255, step size 2.5·eps/steps, steps 3)",
+        "python -m repsim.findings accuracy.csv \"[accuracy](sl-st-0:clean, sl-st-0:clean)\"",
+         "repsim reproduce universal --stop-after train-sl-st-0",
         "arXiv:2302.02502", "@software{repsim", "2026-01-02",
     ):  # fmt: skip
         assert words in text, words
@@ -345,6 +349,47 @@ def test_networks_of_other_architectures_go_in(tmp_path: Path) -> None:
         list(LAYERS),
         ["conv", "block.0", "block.1"],
     ]
+
+
+def test_seeds_of_one_recipe_may_differ_in_layers(tmp_path: Path) -> None:
+    """Every finding's figure is of networks with the same layers; the others are left out."""
+    from report_folder import similarities, study_json
+
+    from repsim.findings import Evidence
+    from repsim.findings.api import findings
+    from repsim.result.pairs import save_pairs
+
+    a = similarities(NETWORKS[:4])
+    others = [
+        Network(f"wide-{one.scheme}-{one.scenario}", one.scheme, one.scenario, 5, one.eps, "wide")
+        for one in [*NETWORKS[:4], Network("x", "sl", "full-at", 0, EPS)]
+    ]
+    b = similarities(others, ("conv", "block.0", "block.1"))
+    keys = [*a.keys, *b.keys]
+    value = np.full((len(keys), len(keys)), 0.25)
+    value[: len(a.keys), : len(a.keys)] = a.pairs.value
+    value[len(a.keys) :, len(a.keys) :] = b.pairs.value
+    pairs = Pairs(value, None, np.array([], dtype=np.int64), {"estimator": "debiased"}, [])
+    everything = AllPairs(keys, a.samples, "cka", pairs)
+    networks = [*NETWORKS[:4], *others]
+    save_pairs(tmp_path / "similarity.h5", everything)
+    (tmp_path / "study.json").write_text(json.dumps(study_json(networks)))
+    found = findings(Evidence(networks, everything, own="pgd", shared="shared"))
+    (tmp_path / "findings.json").write_text(json.dumps([one.to_json() for one in found]))
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    names = re.findall(r'<figure id="figure-(finding-[\w-]+)">', html)
+    assert {"finding-1", "finding-2", "finding-3", "finding-4-clean"} <= set(names)
+
+
+def test_old_figures_go_and_a_users_own_stay(tmp_path: Path) -> None:
+    make_folder(tmp_path, NETWORKS[:4])
+    (tmp_path / "figures").mkdir()
+    for name in ("probes-old-0.pdf", "finding-7.png", "mine.png"):
+        (tmp_path / "figures" / name).write_bytes(b"")
+    write_report(tmp_path)
+    left = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"mine.png", "finding-1.png"} <= left
+    assert not left & {"probes-old-0.pdf", "finding-7.png"}
 
 
 # Its parts

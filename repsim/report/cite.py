@@ -3,6 +3,8 @@
 BIBTEX = """\
 @software{{repsim,
   title   = {{repsim: what adversarial training does to the representations inside vision models}},
+  author  = {{{{The repsim developers}}}},
+  year    = {{2026}},
   version = {{{version}}}
 }}
 
@@ -13,8 +15,9 @@ BIBTEX = """\
   year    = {{2023}}
 }}
 
-@article{{revisiting2025universality,
+@article{{klabunde2025revisiting,
   title   = {{Revisiting the Relation Between Robustness and Universality}},
+  author  = {{Klabunde, Max and Caspari, Laura and Lemmerich, Florian}},
   journal = {{arXiv:2510.19427}},
   year    = {{2025}}
 }}

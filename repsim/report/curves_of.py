@@ -48,16 +48,18 @@ def _clean_attacked(draw: Drawing, scenario: str, name: str, title: str) -> Draw
 def long_range(draw: Drawing) -> list[Drawn | None]:
     """Layers that are far apart."""
     lines = []
+    networks = draw.alike([*usual(draw.study, "st"), *usual(draw.study, "at")], CLEAN)
     for scenario in ("st", "at"):
-        for scheme, members in by_scheme(usual(draw.study, scenario)).items():
+        chosen = [one for one in networks if one.scenario == scenario]
+        for scheme, members in by_scheme(chosen).items():
             curve = by_distance(draw.pairs, [(m.name, CLEAN) for m in members])
             lines.append(styled(f"{scheme} {scenario}", curve, scheme, scenario))
-    untrained = [m for m in draw.study.networks if m.scenario == "untrained"]
-    if untrained:
-        curve = by_distance(draw.pairs, [(m.name, CLEAN) for m in untrained])
-        lines.append(control("untrained", curve))
     if not lines:
         return []
+    every = [m for m in draw.study.networks if m.scenario == "untrained"]
+    if untrained := draw.alike(every, CLEAN, networks[0]):
+        curve = by_distance(draw.pairs, [(m.name, CLEAN) for m in untrained])
+        lines.append(control("untrained", curve))
     return [
         drawn(
             "finding-3",
@@ -126,6 +128,7 @@ def budgets(draw: Drawing) -> list[Drawn | None]:
     for scheme, members in by_scheme(
         [m for m in draw.study.networks if m.scenario == "at" and m.eps is not None]
     ).items():
+        members = draw.alike(members, own)
         sizes = sorted({round(m.eps or 0, 6) for m in members})
         if len(sizes) < 2:
             continue
@@ -140,7 +143,7 @@ def budgets(draw: Drawing) -> list[Drawn | None]:
                      curve.upper, ink, marker)
             )  # fmt: skip
         standard = [m for m in usual(draw.study, "st") if m.scheme == scheme]
-        if standard:
+        if standard := draw.alike(standard, own, members[0]):
             curve = draw.same([((m.name, CLEAN), (m.name, own)) for m in standard])
             lines.insert(0, Line("standard", curve.value, curve.lower, curve.upper, ST_COLOR,
                                  "o", True))  # fmt: skip
@@ -157,24 +160,27 @@ def budgets(draw: Drawing) -> list[Drawn | None]:
 
 def full_at(draw: Drawing) -> list[Drawn | None]:
     """at against full-at."""
-    lines, depth = [], None
-    first = by_scheme(usual(draw.study, "at"))
-    for scheme, members in by_scheme(usual(draw.study, "full-at")).items():
+    lines = []
+    networks = draw.alike(usual(draw.study, "full-at"), CLEAN)
+    if not networks:
+        return []
+    depth = networks[0]
+    first = by_scheme(draw.alike(usual(draw.study, "at"), CLEAN, depth))
+    for scheme, members in by_scheme(networks).items():
         sides = [
             ((a.name, CLEAN), (b.name, CLEAN))
             for b in members
             for a in first.get(scheme, [])
-            if a.seed == b.seed and draw.study.layers(a.name) == draw.study.layers(b.name)
+            if a.seed == b.seed
         ]
         if sides:
-            depth = depth or members[0]
             lines.append(draw.scheme(scheme, sides, "full-at"))
         pairs = seeds(first.get(scheme, []))
         if sides and pairs:
             between = [((a.name, CLEAN), (b.name, CLEAN)) for a, b in pairs]
             curve = draw.same(between)
             lines.append(control(f"{scheme}, two seeds at", curve, scheme_marker(scheme)))
-    if depth is None:
+    if not lines:
         return []
     return [
         draw.depth(

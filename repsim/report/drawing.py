@@ -42,11 +42,21 @@ class Drawing:
         sizes = [one.eps for one in self.study.networks if one.eps]
         return all(abs(eps * 255 - round(eps * 255)) < 1e-3 for eps in sizes)
 
-    def alike(self, networks: Sequence[Network], condition: str) -> list[Network]:
-        """Those compared under that condition that have the layers of the first of them."""
+    def alike(
+        self, networks: Sequence[Network], condition: str, like: Network | None = None
+    ) -> list[Network]:
+        """Those compared under that condition that have the layers of the first of them.
+
+        Args:
+            networks: to choose from.
+            condition: that they need.
+            like: the network whose layers they need, instead of the first.
+        """
         there = [one for one in networks if condition in self.study.conditions(one.name)]
-        layers = {one.name: self.study.layers(one.name) for one in there}
-        return [one for one in there if layers[one.name] == layers[there[0].name]]
+        if not there:
+            return []
+        layers = self.study.layers((like or there[0]).name)
+        return [one for one in there if self.study.layers(one.name) == layers]
 
     def same(self, sides: Sequence[tuple[Side, Side]]) -> Curve:
         """See `same_layer`."""

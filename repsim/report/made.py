@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from repsim.report.read import Study
-from repsim.report.words import full_name, seconds
+from repsim.report.words import full_name, plural, seconds, size
 
 _TOLD = ("preset", "about")  # of the settings: they stand above already
 
@@ -28,6 +28,7 @@ def made(study: Study, measure: str) -> dict[str, Any]:
             "name": str(row.get("name", "")),
             "words": full_name(known) if (known := study.network(str(row.get("name")))) else "",
             "source": str(row.get("source") or ""),
+            "origin": str(row.get("from") or ""),
             "file": str(row.get("file") or ""),
             "sha256": str(row.get("sha256") or ""),
         }
@@ -48,8 +49,9 @@ def made(study: Study, measure: str) -> dict[str, Any]:
     similarity, settings = study.similarity, about.get("settings") or {}
     conditions = dict(about.get("conditions") or {})
     attack = conditions.get("attack")
-    if isinstance(attack, Mapping) and attack.get("text"):
-        conditions["attack"] = attack["text"]
+    if isinstance(attack, Mapping):
+        conditions["attack"] = _attack(attack)
+    ready = sum(network["source"] == "checkpoints" for network in networks)
     estimate = {} if similarity is None else {
         "measure": measure,
         "test images": str(similarity.samples),
@@ -60,14 +62,44 @@ def made(study: Study, measure: str) -> dict[str, Any]:
         "networks": networks,
         "stages": stages,
         "time": seconds(total),
+        "ready": plural(ready, "network") + (" was" if ready == 1 else " were") if ready else "",
         "facts": [
-            ("Settings", _facts({k: v for k, v in settings.items() if k not in _TOLD})),
+            ("Settings", _facts(_settings(settings))),
             ("Conditions", _facts(conditions)),
             ("Similarity", list(estimate.items())),
             ("Versions", _facts(about.get("versions"))),
             ("Hardware", _facts(about.get("hardware"))),
         ],
     }
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what stands elsewhere, and with words for the 0 of "as the recipe says"."""
+    told = {key: one for key, one in settings.items() if key not in _TOLD}
+    if "samples" in told:
+        told["samples"] = told["samples"] or "as each recipe says"
+    if isinstance(told.get("kinds"), list):
+        told["kinds"] = [
+            {key: fact for key, fact in kind.items() if fact or key != "seeds"}
+            if isinstance(kind, Mapping) else kind
+            for kind in told["kinds"]
+        ]  # fmt: skip
+    return told
+
+
+def _attack(attack: Mapping[str, Any]) -> str:
+    """An attack with everything that was left to its defaults, in words."""
+    params = attack.get("params") or {}
+    words = []
+    for key, fact in params.items():
+        if key == "eps" and isinstance(fact, float):
+            words.append(f"eps {size(fact)}")
+        elif key == "step_size" and fact is None:
+            words.append("step size 2.5·eps/steps")
+        elif fact is not None:
+            words.append(f"{key.replace('_', ' ')} {_plain(fact)}")
+    text = str(attack.get("text") or attack.get("name") or "")
+    return f"{text} ({', '.join(words)})" if words else text
 
 
 def _facts(plain: Any, before: str = "") -> list[tuple[str, str]]:

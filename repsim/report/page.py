@@ -17,7 +17,7 @@ from repsim.report.explorer import NOT_DEFINED, Explorer
 from repsim.report.figures import Drawn
 from repsim.report.made import made, stage_anchor
 from repsim.report.numbers import groups
-from repsim.report.read import Study, records
+from repsim.report.read import Study, condition_head, records
 from repsim.report.tables import ROLES, verdict_counts
 from repsim.report.words import (
     SCENARIOS,
@@ -63,7 +63,10 @@ def page(
         "page.html.jinja", "style.css", "explorer.js", "page.js")}  # fmt: skip
     about = study.about
     found = [
-        {**_finding(one, of_findings.get(one.key, ())), "matrices": _matrices(study, one.key)}
+        {
+            **_finding(one, of_findings.get(one.key, ())),
+            "matrices": None if explorer is None else _matrices(study, one.key, explorer),
+        }
         for one in study.findings
     ]
     template = engine.from_string(source["page.html.jinja"])
@@ -186,7 +189,7 @@ def _finding(one: Finding, figures: Sequence[Drawn]) -> dict[str, Any]:
     }
 
 
-def _matrices(study: Study, key: str) -> dict[str, str] | None:
+def _matrices(study: Study, key: str, explorer: Explorer) -> dict[str, str] | None:
     """Which choice of the interactive panels shows what a finding is about."""
     own = study.own
     if key in ("1", "2", "5", "6") and own is not None:
@@ -195,7 +198,7 @@ def _matrices(study: Study, key: str) -> dict[str, str] | None:
     if key in ("3", "7"):
         words = "each network, clean against clean"
         return {"where": "layers", "set": "compare", "value": "clean|clean", "words": words}
-    if key in ("4", "8") and own is not None:
+    if key in ("4", "8") and own is not None and explorer.pairs:
         words = "two networks, each on its own attacked images"
         return {"where": "pairs", "set": "reading", "value": own, "words": words}
     return None
@@ -215,7 +218,7 @@ def _short_words(study: Study) -> str:
 def _accuracies(study: Study) -> dict[str, Any]:
     table = study.accuracy
     if table is None or not len(table):
-        return {"accuracies": [], "conditions": [], "accuracy_samples": ""}
+        return {"accuracies": [], "conditions": []}
     conditions = list(dict.fromkeys(table["condition"]))
     cells = {(str(r["network"]), str(r["condition"])): r for r in records(table)}
     rows = []
@@ -233,9 +236,7 @@ def _accuracies(study: Study) -> dict[str, Any]:
             {"network": name, "words": full_name(known) if known else "", "cells": made,
              "ref": stage_anchor(study.about, "evaluate", name)}
         )  # fmt: skip
-    samples = sorted({int(count) for count in table["samples"]})
     return {
         "accuracies": rows,
-        "conditions": conditions,
-        "accuracy_samples": listing([str(count) for count in samples]),
+        "conditions": [condition_head(table, condition) for condition in conditions],
     }

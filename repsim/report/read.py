@@ -116,6 +116,12 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): one for key, one in row.items()} for row in table.to_dict("records")]
 
 
+def condition_head(table: pd.DataFrame, condition: str) -> str:
+    """A condition of a table of accuracies, and of how many images: "pgd (n = 1000)"."""
+    counts = sorted({int(n) for n in table.loc[table["condition"] == condition, "samples"]})
+    return f"{condition} (n = {' or '.join(map(str, counts))})"
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -130,7 +136,7 @@ def _network(path: Path, row: Any) -> Network:
         eps = row.get("eps")
         return Network(
             str(row["name"]), str(row["scheme"]), str(row["scenario"]), int(row.get("seed") or 0),
-            None if eps is None else float(eps),
+            None if eps is None else float(eps), arch=str(row.get("arch") or ""),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from repsim.findings import Finding, Number
-from repsim.report.read import Study, records
+from repsim.report.read import Study, condition_head, records
 from repsim.report.words import interval, number, percent, pretty, signed
 
 
@@ -49,8 +49,8 @@ def _verdicts(found: Sequence[Finding]) -> list[str]:
 
 def _deciding(one: Finding) -> str:
     rows = [
-        f"| {_cell(pretty(n.label))} | {n.scheme} | {_text(n)} | {number(n.paper, sign=True)} | "
-        f"{_cell(n.outcome or '')} | {_code(n.command)} |"
+        f"| {_cell(pretty(n.label))} | {_cell(n.scheme)} | {_text(n)} | "
+        f"{number(n.paper, sign=True)} | {_cell(n.outcome or '')} | {_code(n.command)} |"
         for n in one.differences
     ]
     head = [
@@ -74,7 +74,8 @@ def _accuracies(study: Study) -> str:
     assert table is not None
     conditions = list(dict.fromkeys(table["condition"]))
     cells = {(str(r["network"]), str(r["condition"])): r for r in records(table)}
-    rows = [f"| network | {' | '.join(map(_cell, conditions))} |",
+    heads = [condition_head(table, condition) for condition in conditions]
+    rows = [f"| network | {' | '.join(map(_cell, heads))} |",
             "| --- |" + " --- |" * len(conditions)]  # fmt: skip
     for name in dict.fromkeys(table["network"]):
         texts = []

@@ -41,7 +41,11 @@ def write_tables(study: Study, folder: Path) -> list[Path]:
         _write(folder / "numbers.csv", numbers, ["finding", "role", *names]),
     ]  # fmt: skip
     for name in ("networks", "stages"):
-        rows = [row for row in study.about.get(name) or [] if isinstance(row, Mapping)]
+        rows = [
+            row
+            for row in study.about.get(name) or []
+            if isinstance(row, Mapping) and row.get("kind") != "report"  # which runs now
+        ]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         if rows:
             written.append(_write(folder / f"{name}.csv", rows, columns))

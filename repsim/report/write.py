@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from repsim.files import replacing
 from repsim.report.drawing import Drawing
 from repsim.report.drawings import figures_of
 from repsim.report.explorer import explorer
+from repsim.report.figures import Drawn
 from repsim.report.overview import accuracy, decisions, heatmaps
 from repsim.report.pack import LIMIT
 from repsim.report.page import page
@@ -17,6 +20,8 @@ from repsim.report.read import read_study
 from repsim.report.summary import summary
 from repsim.report.tables import write_tables
 
+# Figures of a report by their names; others in that folder are not the report's.
+_OWN = re.compile(r"(finding-\d.*|probes-.*|heatmaps-.*|accuracy|decisions)\.(pdf|png)")
 LARGEST = 4_900_000  # bytes of the page; beyond it the interactive panels have fewer pairs
 
 
@@ -55,4 +60,19 @@ def write_report(folder: str | Path) -> Path:
     for name, content in (("summary.md", summary(study)), ("report.html", text)):
         with replacing(study.folder / name) as beside:
             beside.write_text(content, encoding="utf-8")
+    _remove_old(figures, _names(pictures))
     return study.folder / "report.html"
+
+
+def _names(pictures: Mapping[str, Any]) -> set[str]:
+    """Names of all figures that were drawn."""
+    drawn = [*pictures.values(), *pictures["of_findings"].values()]
+    every = [one for some in drawn for one in (some if isinstance(some, list) else [some])]
+    return {one.name for one in every if isinstance(one, Drawn)}
+
+
+def _remove_old(folder: Path, names: set[str]) -> None:
+    """Remove the figures of an earlier report, of networks that are no longer there."""
+    for path in folder.iterdir():
+        if _OWN.fullmatch(path.name) and path.stem not in names:
+            path.unlink()

@@ -56,6 +56,7 @@
     shown.delete(panel);
     const empty = document.getElementById(panel + "-empty");
     if (empty) empty.hidden = Boolean(read);
+    document.getElementById(panel).ariaLabel = `Heatmap: rows ${x.join(", ")}; columns ${y.join(", ")}`;
     if (read) {
       const rows = layersOf(a), columns = layersOf(b);
       shown.set(panel, {a, b, read, rows, columns});
@@ -123,6 +124,17 @@
     document.getElementById("mark-row").value = next ? next.row : "";
     document.getElementById("mark-column").value = next ? next.column : "";
     data.panels.forEach(mark);
+    document.getElementById("said").textContent = next ? said() : "";
+  }
+
+  // For readers who hear the page: one sentence, not one a panel.
+  function said() {
+    const parts = [...shown].map(([, what]) => {
+      const i = what.rows.names.indexOf(marked.row), j = what.columns.names.indexOf(marked.column);
+      const [a, b] = [data.sides[what.a], data.sides[what.b]].map((side) => side.join(" "));
+      return i < 0 || j < 0 ? "" : `${a} by ${b}: ${words(what.read(i, j)).join(" ")}`;
+    });
+    return `Row ${marked.row}, column ${marked.column}. ${parts.filter(Boolean).join("; ")}`;
   }
 
   // Called by bokeh when a cell is picked; the same cell again takes the mark away.
