@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_writable(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    beside = path.with_name(f".{path.name}.{writer()}.tmp{path.suffix}")
     try:
         yield beside
         with open(beside, "rb") as file:
@@ -29,6 +31,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()
+
+
+def writer() -> str:
+    """`PID@HOST` of this process, for the name of a file that it is writing."""
+    return f"{os.getpid()}@{host()}"
+
+
+def host() -> str:
+    """The name of this machine, in letters, digits and -."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", platform.node()) or "unnamed"
 
 
 def check_writable(path: str | Path) -> None:

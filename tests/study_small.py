@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from repsim.result.pairs import load_pairs
-from repsim.study.api import Prepared, Wish, claimed, prepare, run
+from repsim.study.api import Prepared, claimed, prepare, run
+from repsim.study.command import Wish
 from repsim.study.study import Machine
 
 PRESET = """
@@ -25,6 +26,7 @@ epochs = 2
 augment = "none"
 
 [evaluate]
+attacks = ["pgd,steps=2"]
 samples = 50
 
 [compare]

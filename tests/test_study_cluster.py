@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from study_small import PRESET, carry_on, preset, ready
 
+from repsim.checkpoint import read_plain
 from repsim.errors import UserError
 from repsim.result.pairs import load_pairs
 from repsim.study import cluster
-from repsim.study.api import Prepared
+from repsim.study.api import Prepared, claimed
 from repsim.study.study import Machine, read_study
+from repsim.study.submitted import write_submitted
 
 submitit = pytest.importorskip("submitit")
 NAMES = ["train-sl-st-0", "train-sl-at-0", "shared", "compare"]
@@ -37,7 +41,8 @@ def test_jobs_of_the_local_executor_depend_on_one_another(
     found = cluster.submit(prepared, ["time=5"], cluster="local")
     assert list(found) == NAMES
     assert prepared.to_do() == []
-    assert [s["status"] for s in read_study(folder)["stages"][:1]] == ["to do"]  # as submitted
+    done = {s["name"] for s in read_study(folder)["stages"] if s["status"] == "done"}
+    assert done == {*NAMES}  # as the last job wrote
     assert cluster.submit(prepared, cluster="local") == {}  # all is done
     alone = ready(folder.parent / "alone", folder.parent / "tiny.toml", stop_after="compare")
     carry_on(alone)
@@ -59,8 +64,9 @@ class Executor:
             raise NameError("Unknown argument(s): colour")
         self.told |= given
 
-    def submit(self, function: Any, *arguments: Any) -> Any:
-        self.jobs.append({**self.told, "stage": arguments[1]})
+    def submit(self, function: Any, *arguments: Any, last: bool) -> Any:
+        self.jobs.append({**self.told, "stage": arguments[1], "settings": arguments[3],
+                          "last": last})  # fmt: skip
         return type("Job", (), {"job_id": str(100 + len(self.jobs))})()
 
 
@@ -86,6 +92,7 @@ def test_jobs_of_slurm_wait_for_those_that_they_need(
         "train-sl-st-0": None, "train-sl-at-0": None, "shared": "afterok:101:102",
         "compare": "afterok:101:102:103",
     }  # fmt: skip
+    assert [job["last"] for job in jobs.values()] == [False, False, False, True]
     job = jobs["compare"]
     assert (job["slurm_partition"], job["timeout_min"], job["gpus_per_node"]) == ("gpu", 240, 4)
     assert (job["slurm_account"], job["name"]) == ("me", "compare")
@@ -105,9 +112,67 @@ def test_a_job_that_fails_says_which(prepared: Prepared, monkeypatch: pytest.Mon
 
     folder = prepared.study.folder
     folder.mkdir()
-    write_study(prepared.study, prepared.records, "repsim reproduce universal")
+    write_study(prepared.study, prepared.records)
     monkeypatch.setattr(
         cluster.subprocess, "run", lambda *given, **how: type("Ended", (), {"returncode": 1})()
     )  # fmt: skip
     with pytest.raises(UserError, match="stage train-sl-st-0: a process of 3 failed"):
-        cluster.run_job(folder, "train-sl-st-0", Machine(device="cpu", processes=3), "command")
+        cluster.run_job(
+            folder, "train-sl-st-0", Machine(device="cpu", processes=3), "study.json", last=False
+        )
+
+
+def test_the_same_command_again_is_refused_while_a_job_is_there(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is submitted twice, and what running jobs are writing stays."""
+    folder = prepared.study.folder
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    with claimed(folder):
+        cluster.submit(prepared)
+    states = {"101": "COMPLETED", "102": "RUNNING", "103": "PENDING", "104": "UNKNOWN"}
+    monkeypatch.setattr(
+        submitit.SlurmJob.watcher, "get_state", lambda job, mode="standard": states[job]
+    )
+    half = folder / ".similarity.h5.1@node7.tmp.h5"
+    half.write_text("half")
+    said = (
+        r"3 of its jobs have not ended \(train-sl-at-0: job 102, RUNNING; shared: job 103, PENDING"
+    )
+    with pytest.raises(UserError, match=said), claimed(folder):
+        pass
+    assert half.exists()
+    states |= dict.fromkeys(("102", "103", "104"), "FAILED")
+    with claimed(folder):
+        pass
+
+
+def test_jobs_of_this_machine_are_known_by_their_processes(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    one = submitit.AutoExecutor(tmp_path / "jobs", cluster="local").submit(time.sleep, 1.5)
+    write_submitted(tmp_path, "local", {"compare": one.job_id})
+    with pytest.raises(UserError, match=f"compare: process {one.job_id}"), claimed(tmp_path):
+        pass
+    one.result()
+    with claimed(tmp_path):
+        pass
+
+
+def test_jobs_keep_to_the_settings_they_were_submitted_with(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever study.json says by then."""
+    folder = prepared.study.folder
+    executor = Executor(folder, "slurm")
+    monkeypatch.setattr(submitit, "AutoExecutor", lambda **given: executor)
+    with claimed(folder):
+        cluster.submit(prepared)
+    settings = executor.jobs[0]["settings"]
+    content = json.loads((folder / "study.json").read_text())
+    content["settings"]["samples"] = 64
+    (folder / "study.json").write_text(json.dumps(content))
+    machine = Machine(device="cpu")
+    assert cluster.run_job(folder, NAMES[0], machine, settings, last=False) == "made"
+    assert NAMES[0] not in prepared.to_do()
+    content = read_plain(folder / "checkpoints/sl-st-0.pt")
+    assert content["data"]["samples"] == 192

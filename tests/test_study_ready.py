@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from study_small import PRESET, carry_on, preset, ready
 
 from repsim.checkpoint import read_plain
-from repsim.data import load_data
+from repsim.data import draw, load_data
 from repsim.errors import UserError
 from repsim.files import sha256_of
-from repsim.study.api import Prepared, Wish, prepare, reproduce
+from repsim.study.api import Prepared, prepare, reproduce
+from repsim.study.command import Wish
+from repsim.study.ready import find_ready, is_the_same, wanted
 from repsim.study.study import Machine, read_study
-from repsim.study.training import find_ready, is_the_same, wanted
 from repsim.train import plan, train
 
 CL = """
@@ -135,9 +137,50 @@ def test_records_of_earlier_versions_are_understood(trained: Path, tmp_path: Pat
     assert not is_the_same(meta("cl-at-0"), wanted(study, cl), start)
     old = meta("cl-full-at-0")
     old["init"] = {"name": "cl-at-0.encoder", "sha256": "another file"}
-    assert is_the_same(old, about, start)
+    assert is_the_same(old, about, start, loose=True)
+    assert not is_the_same(old, about, start)  # of the study's own
     old["init"] = {**old["init"], "scheme": "cl", "scenario": "st", "attack": None}
-    assert not is_the_same(old, about, start)
+    assert not is_the_same(old, about, start, loose=True)
+
+
+def test_a_second_phase_goes_with_the_first_that_was_trained_again(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Its file says the same scheme, scenario and attack, but it started from another training."""
+    folder = Path(shutil.copytree(trained / "study", tmp_path / "study"))
+    other = ["seeds=1", "encoder.lr=0.05"]
+    assert set(carry_on(ready(folder, trained / "tiny.toml", other, stop_after="train"))) == {
+        "train-sl-st-0", "train-sl-at-0", "train-cl-at-0", "train-cl-full-at-0",
+    }  # fmt: skip
+    start = sha256_of(folder / "checkpoints/cl-at-0.pt")
+    assert read_plain(folder / "checkpoints/cl-full-at-0.pt")["init"]["sha256"] == start
+    assert start != sha256_of(trained / "study/checkpoints/cl-at-0.pt")
+
+
+def test_a_ready_second_phase_may_have_started_from_a_file_that_is_not_kept(
+    trained: Path, tmp_path: Path
+) -> None:
+    """As those of checkpoints/, which started from encoders: but only beside a ready start."""
+    there = tmp_path / "ready"
+    there.mkdir()
+    start, second = (trained / f"study/checkpoints/{name}-0.pt" for name in ("cl-at", "cl-full-at"))
+    content = read_plain(second)
+    content["init"]["sha256"] = "of an encoder without its head"
+    torch.save(content, there / "second.pt")
+    shutil.copy(start, there / "start.pt")
+
+    def source(folder: str) -> list[str]:
+        prepared = ready(tmp_path / folder, trained / "tiny.toml", stop_after="train-cl-full-at-0",
+                         checkpoints=(there,))  # fmt: skip
+        carry_on(prepared)
+        networks = read_study(tmp_path / folder)["networks"]
+        return [one["source"] for one in networks if one["name"].startswith("cl-")]
+
+    assert source("a") == ["checkpoints", "checkpoints"]
+    (tmp_path / "a/stages/train-cl-full-at-0.json").unlink()
+    assert source("a") == ["checkpoints", "checkpoints"]
+    (there / "start.pt").unlink()
+    assert source("b") == ["trained", "trained"]
 
 
 def test_a_precision_that_is_asked_for_counts(trained: Path, tmp_path: Path) -> None:
@@ -174,7 +217,7 @@ def test_own_networks_of_repsim_and_foreign_ones(
     assert {line.split(",")[0] for line in table.splitlines()[1:]} == set(found)
     # The foreign one is the same network as the checkpoint that its weights are of.
     direct = (tmp_path / "mine.toml").read_text().replace("w.pth", str(checkpoints["at"]))
-    (tmp_path / "direct.toml").write_text(direct)
+    (tmp_path / "direct.toml").write_text(direct.partition("arch =")[0])
     other = replace(wish, folder=tmp_path / "other", models=tmp_path / "direct.toml")
     reproduce(other, Machine(device="cpu"), stop_after="accuracy")
     assert (tmp_path / "other/accuracy.csv").read_text() == table
@@ -195,3 +238,77 @@ def test_a_network_that_does_not_fit_the_data_is_refused(trained: Path, tmp_path
     wish = Wish(str(trained / "tiny.toml"), tmp_path / "study", models=tmp_path / "mine.toml")
     with pytest.raises(UserError, match=r"network two takes images .* in 2 classes; digits has"):
         reproduce(wish, Machine(device="cpu"))
+
+
+def own(tmp_path: Path, text: str) -> Wish:
+    (tmp_path / "mine.toml").write_text(text)
+    return Wish(str(tmp_path / "tiny.toml"), tmp_path / "study", models=tmp_path / "mine.toml")
+
+
+def row(checkpoint: Path | str, more: str = "", scenario: str = "st") -> str:
+    return (
+        f"[[network]]\nname = 'mine'\ncheckpoint = '{checkpoint}'\nscheme = 'sl'\n"
+        f"scenario = '{scenario}'\n{more}"
+    )
+
+
+def test_others_checkpoints_with_entries_of_the_same_names(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    """PyTorch's ImageNet example saves `arch` beside the weights; others their attack's name."""
+    preset(tmp_path)
+    content = read_plain(checkpoints["at"])
+    weights = {f"module.{key}": value for key, value in content["state_dict"].items()}
+    example = {"epoch": 90, "arch": "resnet50", "state_dict": weights, "attack": "pgd"}
+    torch.save(example, tmp_path / "w.pth")
+    prepared = prepare(
+        own(tmp_path, row("w.pth", "arch = 'resnet8'\neps = '0.15'\n", "at")),
+        Machine(device="cpu"), stop_after="train",
+    )  # fmt: skip
+    assert [one.arch for one in prepared.study.networks] == ["resnet8", "resnet8"]
+    with pytest.raises(UserError, match=r"w\.pth is not of repsim train; add its arch"):
+        prepare(own(tmp_path, row("w.pth")), Machine(device="cpu"))
+
+
+def test_the_control_has_the_arguments_of_the_architecture(tmp_path: Path) -> None:
+    preset(tmp_path)
+    images = draw(load_data("digits", "train"), 64)
+    train(images, "wide_resnet", tmp_path / "wide.pt", plan("digits", epochs=1, batch_size=32),
+          arch_args={"depth": 10, "widen": 1})  # fmt: skip
+    prepared = prepare(own(tmp_path, row("wide.pt")), Machine(device="cpu"), stop_after="train")
+    carry_on(prepared)
+    mine, control = (read_plain(tmp_path / f"study/checkpoints/{name}.pt")
+                     for name in ("mine", "untrained-0"))  # fmt: skip
+    assert control["arch_args"] == {"depth": 10, "widen": 1}
+    shapes = [{key: value.shape for key, value in one["state_dict"].items()}
+              for one in (mine, control)]  # fmt: skip
+    assert shapes[0] == shapes[1]
+
+
+def test_own_networks_are_looked_at_before_anything_is_trained(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    preset(tmp_path)
+    content = read_plain(checkpoints["st"])
+
+    def with_preset(file: str, **changed: Any) -> Wish:
+        torch.save({**content, **changed}, tmp_path / file)
+        return own(tmp_path, "preset = true\n" + row(file, "seed = 5\n"))
+
+    first = prepare(with_preset("whole.pt"), Machine(device="cpu"))
+    assert first.names[0] == "train-mine"
+    assert first.notes == prepare(with_preset("whole.pt"), Machine(device="cpu")).notes
+    for changed, said in (
+        ({"head": []}, "has none; train one first"),
+        ({"channels": 3}, "network mine"),
+        ({"image_size": 16}, "network mine takes images of shape"),
+    ):
+        with pytest.raises(UserError, match=said):
+            prepare(with_preset("wrong.pt", **changed), Machine(device="cpu"))  # type: ignore[arg-type]
+    foreign = own(tmp_path, row("w.pth", "arch = 'resnet20'\n"))
+    torch.save(content["state_dict"], tmp_path / "w.pth")
+    with pytest.raises(UserError, match="network mine: w: the weights are expected to fit"):
+        prepare(foreign, Machine(device="cpu"))
+    data = {"name": "letters", "fingerprint": "another", "samples": 3}
+    notes = prepare(with_preset("letters.pt", data=data), Machine(device="cpu")).notes
+    assert notes[0].startswith("mine was trained on letters, whose images are as large")

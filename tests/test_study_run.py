@@ -14,6 +14,7 @@ from study_small import PRESET, assert_same, carry_on, numbers, preset, ready
 from repsim.checkpoint import read_plain
 from repsim.errors import UserError
 from repsim.evaluate import accuracy_interval
+from repsim.files import writer
 from repsim.progress import Silent
 from repsim.result.pairs import load_pairs
 from repsim.study.api import claimed
@@ -229,7 +230,7 @@ def test_an_error_in_a_stage_leaves_the_others(
 
     def work(study: object, one: object) -> dict[str, object]:
         if one.name == stage:  # type: ignore[attr-defined]
-            (copy / ".similarity.h5.1.tmp.h5").write_text("half")
+            (copy / f".similarity.h5.{writer()}.tmp.h5").write_text("half")
             raise UserError("it went wrong")
         return real(study, one)  # type: ignore[arg-type]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from repsim.checkpoint import read_plain
 from repsim.cli.train import _plan
 from repsim.errors import UserError
-from repsim.study.networks import own_networks, preset_networks, training_plan
+from repsim.study.networks import combined, own_networks, preset_networks, training_plan
 from repsim.study.settings import PRESETS, Settings, chosen, load_preset, override
 from repsim.train import load_recipe
 
@@ -102,6 +105,8 @@ def test_a_wrong_option_is_said_in_one_line(text: str, said: str) -> None:
         ('data = "digits"\n[[network]]\nname = "a"\nrecipe = "cpu-sl"', "--recipe expects"),
         ('data = "digits"\n[[network]]\nname = "a"', "no recipe and the study no model"),
         ('data = "digits"', "at least one [[network]]"),
+        ('data = "digits"\n[[network]]\nname = "a/b"', "name expects letters, digits and _-.+"),
+        ('data = "digits"\n[[network]]\nname = "a (fast)"', "got 'a (fast)'"),
         (
             'data = "digits"\n[[network]]\nname = "a"\nrecipe = "cpu-sl-st"\n'
             "encoder = { epoch = 3 }",
@@ -160,6 +165,11 @@ OWN = "[[network]]\nname = 'a'\ncheckpoint = 'w.pt'\nscheme = 'sl'\nscenario = '
         (OWN + "seed = 'x'\n", "seed expects a whole number"),
         ("name = 'a'\n", "expected [[network]] tables"),
         ("", "expected [[network]] tables"),
+        (OWN.replace("'a'", "'untrained-0'"), "kept for the control that the study adds"),
+        (OWN.replace("'sl'", "'SL'"), "in lower case other than untrained; got 'SL'; near: sl"),
+        (OWN.replace("'sl'", "'untrained'"), "other than untrained; got 'untrained'"),
+        (OWN + "mean = 0.5\n", "mean expects a list of numbers, such as [0.5, 0.5, 0.5]; got 0.5"),
+        (OWN + "std = ['a']\n", "std expects a list of numbers, such as"),
         ("network = 3\n", "expected [[network]] tables"),
         ("preset = true\n", "expected [[network]] tables"),
     ],
@@ -167,8 +177,6 @@ OWN = "[[network]]\nname = 'a'\ncheckpoint = 'w.pt'\nscheme = 'sl'\nscenario = '
 def test_a_mistake_in_own_networks_is_said_in_one_line(
     tmp_path: Path, text: str, said: str
 ) -> None:
-    import torch
-
     torch.save({"w": torch.zeros(2)}, tmp_path / "w.pt")
     path = tmp_path / "mine.toml"
     path.write_text(text)
@@ -176,3 +184,65 @@ def test_a_mistake_in_own_networks_is_said_in_one_line(
         own_networks(path, tmp_path, load_preset("demo"))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("arch = 'resnet8'\n", "says its arch itself; leave arch out"),
+        ("mean = [0.5]\nstd = [0.5]\n", "says its mean itself; leave mean, std out"),
+        ("scenario = 'full-at'\n", "scenario says 'full-at'; at.pt was trained as 'at'"),
+        ("scheme = 'cl'\n", "scheme says 'cl'; at.pt was trained as 'sl'"),
+    ],
+)
+def test_what_contradicts_a_checkpoint_is_refused(
+    tmp_path: Path, checkpoints: dict[str, Path], more: str, said: str
+) -> None:
+    (tmp_path / "at.pt").write_bytes(checkpoints["at"].read_bytes())
+    rows = dict(line.split(" = ", 1) for line in OWN.replace("w.pt", "at.pt").splitlines()[1:])
+    rows |= dict(line.split(" = ", 1) for line in more.splitlines())
+    path = tmp_path / "mine.toml"
+    path.write_text("[[network]]\n" + "".join(f"{k} = {v}\n" for k, v in rows.items()))
+    with pytest.raises(UserError, match=said):
+        own_networks(path, tmp_path, load_preset("demo"))
+
+
+def test_two_trainings_are_told_apart_by_their_seeds(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    def networks(more: str, start: str = "") -> list[str]:
+        path = tmp_path / "mine.toml"
+        one = OWN.replace("w.pt", str(checkpoints["at"]))
+        path.write_text(start + one + one.replace("'a'", "'b'") + more)
+        settings = load_preset("demo")
+        ours, also = own_networks(path, tmp_path, settings)
+        preset = preset_networks(replace(settings, model="resnet8")) if also else []
+        return [one.name for one in combined(ours, preset)]
+
+    with pytest.raises(UserError, match=r"a and b are both sl/at of seed 0.*give one of them"):
+        networks("")
+    assert networks("seed = 1\n") == ["a", "b", "untrained-0"]
+    with pytest.raises(UserError, match="sl-at-0 and a are both sl/at of seed 0"):
+        networks("seed = 1\n", "preset = true\n")
+    assert networks("eps = '0.3'\n") == ["a", "b", "untrained-0"]
+
+
+def test_a_budget_is_a_size_in_linf(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    """An l2 attack of size 0.5 is not a budget of 0.5."""
+    kind = (
+        'data = "digits"\nmodel = "resnet8"\nseeds = 1\n'
+        '[[network]]\nname = "a"\nrecipe = "cpu-sl-at"\n'
+        'encoder = { attack = "pgd,norm=l2,eps=0.5" }\n'
+    )
+    path = tmp_path / "preset.toml"
+    path.write_text(kind)
+    assert [one.eps for one in preset_networks(load_preset(str(path)))] == [None]
+    content = read_plain(checkpoints["at"])
+    content["attack"]["params"] |= {"norm": "l2", "eps": 0.5}
+    torch.save(content, tmp_path / "w.pt")
+    own = tmp_path / "mine.toml"
+    own.write_text(OWN)
+    assert own_networks(own, tmp_path, load_preset("demo"))[0][0].eps is None
+    torch.save(content["state_dict"], tmp_path / "w.pt")
+    own.write_text(OWN + "arch = 'resnet8'\neps = 'none'\n")
+    assert own_networks(own, tmp_path, load_preset("demo"))[0][0].eps is None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from repsim.errors import UserError
+from repsim.files import host, replacing
 from repsim.study import stage as module
 from repsim.study.stage import Records, Stage, closure, ordered
-from repsim.study.temporary import remove_temporary
+from repsim.study.temporary import _BESIDE, remove_temporary
 
 
 def a_stage(name: str, needs: tuple[str, ...] = (), **settings: object) -> Stage:
@@ -132,13 +135,29 @@ def test_order_and_closure() -> None:
         ordered([TRAIN, TRAIN])
 
 
-def test_half_written_files_are_removed_and_others_kept(tmp_path: Path) -> None:
+def test_half_written_files_of_processes_that_are_gone_are_removed(tmp_path: Path) -> None:
+    """Of this machine's at once, of others after a day; never those of one that runs."""
     (tmp_path / "sub").mkdir()
-    half = [tmp_path / ".a.pt.123.tmp.pt", tmp_path / "sub" / ".b.json.7.tmp.json",
-            tmp_path / ".c.png.7.part"]  # fmt: skip
-    kept = [tmp_path / "a.pt", tmp_path / ".a.tmp", tmp_path / ".lock", tmp_path / "a.1.tmp.pt"]
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    here, alive = f"{gone.pid}@{host()}", f"{os.getppid()}@{host()}"
+    half = [tmp_path / f".a.pt.{here}.tmp.pt", tmp_path / "sub" / f".b.json.{here}.tmp.json",
+            tmp_path / f".c.png.{here}.part", tmp_path / f".own.pt.{os.getpid()}@{host()}.tmp.pt",
+            tmp_path / ".old.pt.1@elsewhere.tmp.pt", tmp_path / ".older.pt.1.tmp.pt"]  # fmt: skip
+    kept = [tmp_path / "a.pt", tmp_path / ".a.tmp", tmp_path / ".lock", tmp_path / "a.1.tmp.pt",
+            tmp_path / f".d.pt.{alive}.tmp.pt", tmp_path / ".e.pt.1@elsewhere.tmp.pt"]  # fmt: skip
     for path in [*half, *kept]:
         path.write_text("x")
+    for path in half[-2:]:
+        os.utime(path, (0, 0))
     assert sorted(remove_temporary(tmp_path)) == sorted(half)
     assert all(path.exists() for path in kept)
     assert not any(path.exists() for path in half)
+
+
+def test_a_file_that_is_being_written_is_known_for_whose_it_is(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a.pt") as beside:
+        beside.write_text("half")
+        named = _BESIDE.fullmatch(beside.name)
+        assert named is not None
+        assert (int(named["pid"]), named["host"]) == (os.getpid(), host())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,8 @@ import click
 from repsim.cli.options import output_options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from repsim.study.api import Prepared
     from repsim.study.study import Machine
 
@@ -74,6 +74,9 @@ LAUNCHERS = ("local", "slurm")
     help="Print the stages with their time, from measured steps, and size; and end.",
 )
 @click.option(
+    "--measure-again", is_flag=True, help="With --dry-run: measure the kept steps once more."
+)
+@click.option(
     "--stop-after",
     metavar="STAGE",
     help="End after this stage, e.g. train, compare, probe-sl-at-0.  [default: report]",
@@ -109,15 +112,18 @@ LAUNCHERS = ("local", "slurm")
 )
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 @click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto", show_default=True
+    "--precision",
+    type=click.Choice(["auto", "float32", "bf16"]),
+    help="[default: the preset's, which is auto where it says none]",
 )
 @output_options  # fmt: skip
 def reproduce(
     study: str, preset: str, out: Path | None, schemes: str | None, seeds: int | None,
     data: str | None, data_root: Path | None, download: bool, models: Path | None,
     checkpoints: tuple[Path, ...], settings: tuple[str, ...], dry_run: bool,
-    stop_after: str | None, jobs: int | None, launcher: str, slurm: tuple[str, ...],
-    processes: int, device: str, precision: str, json_file: Path | None, quiet: bool,
+    measure_again: bool, stop_after: str | None, jobs: int | None, launcher: str,
+    slurm: tuple[str, ...], processes: int, device: str, precision: str | None,
+    json_file: Path | None, quiet: bool,
 ) -> None:  # fmt: skip
     """A whole study: trains, evaluates, compares, probes, computes the findings, writes a report.
 
@@ -133,7 +139,8 @@ def reproduce(
     from repsim.cli.common import check_outputs, write_json
     from repsim.errors import UserError
     from repsim.progress import Silent, reporter
-    from repsim.study.api import Wish, claimed, prepare, run
+    from repsim.study.api import claimed, prepare, run
+    from repsim.study.command import Wish
     from repsim.study.study import Machine
 
     check_outputs(json_file)
@@ -142,10 +149,11 @@ def reproduce(
     for folder in checkpoints:
         if not folder.is_dir():
             raise UserError(f"--checkpoints expects a folder; there is no folder {folder}")
+    if measure_again and not dry_run:
+        raise UserError("--measure-again is for --dry-run; add it, or leave --measure-again out")
     wish = Wish(
-        preset, out or Path(f"universal-{Path(preset).stem}"),
-        tuple(part.strip() for part in schemes.split(",")) if schemes else (), seeds, data, models,
-        settings, precision, _command(sys.argv[1:]),
+        preset, out, tuple(part.strip() for part in schemes.split(",")) if schemes else (), seeds,
+        data, models, settings, precision,
     )  # fmt: skip
     machine = Machine(
         device, data_root, download, tuple(checkpoints) or _ready_folders(), processes
@@ -159,9 +167,10 @@ def reproduce(
             click.echo(line, err=True)
 
     folder = prepared.study.folder
+    for note in prepared.notes:
+        tell(note)
     if dry_run:
-        estimate = _estimate(prepared, _jobs(jobs, machine), quiet)
-        write_json(json_file, estimate)
+        write_json(json_file, _estimate(prepared, _jobs(jobs, machine), measure_again, tell, quiet))
         return
     if launcher == "slurm":
         from repsim.study.cluster import submit
@@ -176,34 +185,9 @@ def reproduce(
     tell(f"{len(prepared.names)} stages, {len(to_do)} to do, in {_shown(folder)}")
     with claimed(folder):
         run(prepared, jobs=_jobs(jobs, machine), tell=tell)
-    write_json(json_file, _numbers(folder))
+    write_json(json_file, _numbers(prepared))
     if not quiet:
-        _finish(folder)
-
-
-def _command(arguments: list[str]) -> str:
-    """As the user typed it, without what is of this machine alone."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif kept and kept[-1] == "--out":
-            kept.append(Path(argument).name)
-        elif argument.startswith("--out="):
-            kept += ["--out", Path(argument.removeprefix("--out=")).name]
-        elif argument in ("--data-root", "--json", "--jobs", "--stop-after", "--checkpoints"):
-            skip = True
-        elif argument.partition("=")[0] in (
-            "--data-root", "--json", "--jobs", "--stop-after", "--checkpoints", "--quiet",
-            "--dry-run", "--debug",
-        ):  # fmt: skip
-            continue
-        else:
-            kept.append(argument)
-    if not kept or kept[0] != "reproduce":
-        kept = ["reproduce", "universal"]
-    return shlex.join(["repsim", *kept])
+        _finish(prepared)
 
 
 def _ready_folders() -> tuple[Path, ...]:
@@ -223,28 +207,29 @@ def _jobs(jobs: int | None, machine: Machine) -> int:
     return min(cores(), 8) if Runtime.of(machine.device).device == "cpu" else 1
 
 
-def _estimate(prepared: Prepared, jobs: int, quiet: bool) -> dict[str, Any]:
+def _estimate(
+    prepared: Prepared, jobs: int, again: bool, tell: Callable[[str], None], quiet: bool
+) -> dict[str, Any]:
     """The stages with their time and size, printed; the same as plain values."""
     from repsim.cli.common import print_table
     from repsim.store import show_bytes
-    from repsim.study.estimate import estimate, show_time, total
+    from repsim.study.estimate import estimate, show_time
 
-    found = estimate(prepared, lambda line: None if quiet else click.echo(line, err=True))
-    seconds = total(found)
-    size = sum(row["bytes"] for row in found)
+    found = estimate(prepared, jobs=jobs, again=again, tell=tell)
     if not quiet:
         rows = [
             [row["name"], row["status"], show_time(row["seconds"]), show_bytes(row["bytes"]),
              row["about"]]
-            for row in found
+            for row in found.rows
         ]  # fmt: skip
         print_table("", ["stage", "", "time", "size", ""], rows)
-        at_once = f", {show_time(seconds / jobs)} with {jobs} at a time" if jobs > 1 else ""
+        at_once = f" with {jobs} at a time" if jobs > 1 else ""
         click.echo(
-            f"{sum(row['status'] != 'done' for row in found)} of {len(found)} stages to do: "
-            f"{show_time(seconds)}{at_once}; {show_bytes(size)} on the disk"
+            f"{sum(row['status'] != 'done' for row in found.rows)} of {len(found.rows)} stages to "
+            f"do: {show_time(found.seconds)}{at_once}; {show_bytes(found.bytes)} on the disk"
         )
-    return {"stages": found, "seconds": seconds, "bytes": size, "jobs": jobs}
+    return {"stages": found.rows, "seconds": found.seconds, "bytes": found.bytes, "jobs": jobs,
+            "notes": prepared.notes}  # fmt: skip
 
 
 def _shown(path: Path) -> str:
@@ -255,29 +240,31 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def _numbers(folder: Path) -> dict[str, Any]:
-    """What the study found, as far as it is."""
+def _numbers(prepared: Prepared) -> dict[str, Any]:
+    """What the study found, where that stage is done under these settings."""
     import json
 
-    path = folder / "findings.json"
-    return {
-        "folder": folder.name,
-        "findings": json.loads(path.read_text("utf-8")) if path.is_file() else None,
-    }
+    folder = prepared.study.folder
+    found = None
+    if prepared.done("findings"):
+        found = json.loads((folder / "findings.json").read_text("utf-8"))
+    return {"folder": folder.name, "findings": found}
 
 
-def _finish(folder: Path) -> None:
+def _finish(prepared: Prepared) -> None:
     from repsim.cli.common import echo_next
 
-    found = _numbers(folder)["findings"]
+    folder = prepared.study.folder
+    found = _numbers(prepared)["findings"]
     if found is not None:
         width = shutil.get_terminal_size((100, 24)).columns
         for one in found:
             click.echo(f"{one['key']}. {one['verdict'].upper()}: {one['claim']}")
             click.echo(textwrap.fill(one["reason"], width, initial_indent="   ",
                                      subsequent_indent="   "))  # fmt: skip
-    report = folder / "report.html"
-    if report.is_file():
-        click.echo(f"report: {_shown(report)}")
+    elif (folder / "findings.json").is_file():
+        click.echo("findings: of other settings, run without --stop-after")
+    if prepared.done("report"):
+        click.echo(f"report: {_shown(folder / 'report.html')}")
         echo_next(f"repsim plot {_shown(folder)}/similarity.h5 --out all.pdf",
                   f"repsim info {_shown(folder)}/similarity.h5")  # fmt: skip

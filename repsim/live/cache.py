@@ -4,7 +4,8 @@ A folder for each (network, condition, samples, batches) and in it an HDF5 file 
 `grams` (layers, m(m+1)/2) float32, packed as in `repsim.similarity.minibatch`, `logits`
 (m, classes), `ids` (m,), and the layers with their numbers of features as JSON. The folder's name
 is a hash of everything that decides the content. A file has its name only when it is whole, so a
-killed run continues, and several processes may fill a folder at once.
+killed run continues, and several processes may fill a folder at once. It has the time of its last
+use, so that what nobody needs any more can be told.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,8 @@ class GramCache:
                 logits = torch.from_numpy(file["logits"][:])
         except (OSError, KeyError, ValueError):  # damaged: it is made anew
             return None
+        with suppress(OSError):  # who clears the folder sees what is in use; it may be read-only
+            path.touch()
         return BatchGrams(features, packed, logits).only(layers)
 
     def layers(self, key: str, batch: int) -> list[str]:

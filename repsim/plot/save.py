@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from repsim.errors import UserError
+from repsim.files import writer
 
 PNG_DPI = 300
 VECTOR_DPI = 600  # of the images inside: seven dots for each of 150 layers in a small panel
@@ -44,7 +44,7 @@ def save_figure(fig: Figure, path: str | Path) -> Path:
             f"a figure's file expects one of {', '.join(_METADATA)}; got {path.name!r}; "
             f"try {path.stem or 'figure'}.png"
         )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{writer()}.part")
     try:
         with mpl.rc_context(_SETTINGS):
             dpi = PNG_DPI if suffix == ".png" else VECTOR_DPI

@@ -5,7 +5,8 @@ from repsim.study import reproduce
 
 from __future__ import annotations
 
-from repsim.study.api import Wish, reproduce
+from repsim.study.api import reproduce
+from repsim.study.command import Wish
 from repsim.study.networks import StudyNetwork
 from repsim.study.settings import PRESETS, Settings, load_preset
 from repsim.study.study import Machine, Study

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from repsim.errors import UserError
 from repsim.study.graph import stages_of
 from repsim.study.record import write_study
-from repsim.study.run import run_stage
+from repsim.study.run import MADE, run_stage
 from repsim.study.stage import Records
-from repsim.study.study import Machine, study_of
+from repsim.study.study import Machine, Study, study_of
+from repsim.study.submitted import JOBS, write_submitted
 
 if TYPE_CHECKING:
     from repsim.study.api import Prepared
@@ -30,10 +32,11 @@ def submit(
     """A job for each stage that is not done; each begins when those that it needs ended well.
 
     Jobs of Slurm are all queued at once and this returns; submitit's local executor, which knows
-    no dependencies, gets each when those that it needs have ended.
+    no dependencies, gets each when those that it needs have ended. Jobs read a copy of the settings
+    that nothing changes any more.
 
     Args:
-        prepared: the study, in a folder that all machines see.
+        prepared: the study, in a folder that all machines see, and that is claimed.
         parameters: `KEY=VALUE` of the jobs: time (minutes), partition, gpus_per_node, ...
         cluster: "slurm", or "local" for processes on this machine.
 
@@ -51,8 +54,11 @@ def submit(
         ) from error
     study, records = prepared.study, prepared.records
     names = prepared.to_do()
-    executor = _executor(submitit, study.folder / "jobs", parameters, cluster)
-    write_study(study, records, prepared.command)
+    executor = _executor(submitit, study.folder / JOBS, parameters, cluster)
+    prepared.begin()
+    if not names:
+        return {}
+    settings = _frozen(study)
     jobs: dict[str, Any] = {}
     for name in names:
         needed = [jobs[need] for need in records.stages[name].needs if need in jobs]
@@ -66,8 +72,9 @@ def submit(
             for job in needed:
                 job.result()
         jobs[name] = executor.submit(
-            run_job, study.folder, name, study.machine, prepared.command
-        )  # fmt: skip
+            run_job, study.folder, name, study.machine, settings, last=name == names[-1]
+        )
+        write_submitted(study.folder, cluster, {one: str(job.job_id) for one, job in jobs.items()})
     if cluster != "slurm":
         for job in jobs.values():
             job.result()
@@ -99,26 +106,54 @@ def _executor(submitit: Any, folder: Path, parameters: Sequence[str], cluster: s
     return executor
 
 
-def run_job(folder: Path, name: str, machine: Machine, command: str) -> str:
+def _frozen(study: Study) -> str:
+    """A copy of the settings, below a name that no other settings have; relative to the folder."""
+    content = {
+        "settings": study.settings.to_json(),
+        "networks": [one.to_json() for one in study.networks],
+        "command": study.command,
+    }
+    text = json.dumps(content, sort_keys=True)
+    name = f"{JOBS}/settings-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+    study.write_json(name, content)
+    return name
+
+
+def run_job(folder: Path, name: str, machine: Machine, settings: str, *, last: bool) -> str:
     """In a job: one stage, by several processes where it can be shared.
+
+    Args:
+        folder: the study's.
+        name: of the stage.
+        machine: where it runs.
+        settings: the file of `_frozen`.
+        last: of all that were submitted: then study.json says what was done.
 
     Raises:
         UserError: as `run_stage`, or a process of several that failed.
     """
-    study = study_of(folder, machine)
-    records = Records(folder, stages_of(study, command))
+    study = study_of(folder, machine, file=settings)
+    records = Records(folder, stages_of(study))
     stage = records.stages[name]
     if machine.processes == 1 or not stage.parallel:
-        return run_stage(study, stage, records)
+        status = run_stage(study, stage, records)
+    else:
+        status = _by_processes(folder, name, machine, settings)
+    if last:
+        write_study(study, records)
+    return status
+
+
+def _by_processes(folder: Path, name: str, machine: Machine, settings: str) -> str:
     plain = {key: str(value) if isinstance(value, Path) else value
              for key, value in asdict(machine).items()}  # fmt: skip
     plain["checkpoints"] = [str(path) for path in machine.checkpoints]
     ended = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone",
          "--nproc-per-node", str(machine.processes), "-m", "repsim.study", str(folder), name,
-         json.dumps(plain), command],
+         json.dumps(plain), settings],
         check=False,
     )  # fmt: skip
     if ended.returncode:
         raise UserError(f"stage {name}: a process of {machine.processes} failed; see its output")
-    return "made"
+    return MADE

@@ -17,23 +17,30 @@ from repsim.study.shared import SHARED
 from repsim.study.study import Study
 
 
+def networks_of(study: Study) -> list[Network]:
+    """The study's networks as findings see them."""
+    return [
+        Network(one.name, one.scheme, one.scenario, one.seed, one.eps, one.arch, _reach(study, one))
+        for one in study.networks
+    ]
+
+
+def robust_condition(study: Study) -> str:
+    """The condition that robust accuracy means: the first attack of `evaluate`."""
+    return parse_attacks(study.settings.evaluate.attacks[0], eps=study.eps)[0].condition
+
+
 def evidence_of(study: Study) -> Evidence:
     """What a study's folder knows of its networks."""
     folder = study.folder
-    robust = parse_attacks(study.settings.evaluate.attacks[0], eps=study.eps)[0].condition
     return Evidence(
-        networks=[
-            Network(
-                one.name, one.scheme, one.scenario, one.seed, one.eps, one.arch, _reach(study, one)
-            )
-            for one in study.networks
-        ],
+        networks=networks_of(study),
         similarity=load_pairs(folder / "similarity.h5"),
         own=own_attack(study).condition,
         shared=SHARED,
         within=load_pairs(folder / "within.h5"),
         accuracy=pd.read_csv(folder / "accuracy.csv"),
-        robust=robust,
+        robust=robust_condition(study),
         predictions=pd.read_csv(folder / "predictions.csv"),
         probe_predictions=pd.read_csv(folder / "probe_predictions.csv"),
     )

@@ -2,56 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from repsim.attacks import AttackSpec, parse_attacks
+from repsim.files import sha256_of
 from repsim.study import finish, measure
+from repsim.study.ready import in_key, sources, train_settings
 from repsim.study.stage import Stage, ordered
 from repsim.study.study import Study
-from repsim.study.training import make_network, train_settings
+from repsim.study.training import make_network
 
 
-def stages_of(study: Study, command: str) -> dict[str, Stage]:
+def stages_of(study: Study) -> dict[str, Stage]:
     """All stages by name; each comes after those that it needs.
+
+    A stage's settings hold attacks with all that they are made of, their defaults and the user's
+    own code among it, and the code of the user's own architectures, which checkpoints do not hold.
 
     Args:
         study: the study; its data is loaded, for the fingerprints.
-        command: that makes all of it, to which a stage's `--stop-after` is added.
     """
     settings, names = study.settings, [one.name for one in study.networks]
+    code = {one.name: sources(study, one) for one in study.networks}
     test = study.test_images.fingerprint
     common = {"data": test, "precision": settings.precision}
     plain = settings.to_json()
     trained = tuple(f"train-{name}" for name in names)
-    sources = measure.shared_networks(study)
+    shared = measure.shared_networks(study)
+    own = measure.own_attack(study)
+    robust = [
+        spec for text in settings.evaluate.attacks for spec in parse_attacks(text, eps=study.eps)
+    ]
     compare = {key: value for key, value in plain["compare"].items() if key != "shared"}
-    seen = {**common, "networks": names, **compare}
+    compare["attack"] = _resolved([own])
+    seen = {**common, "networks": names, **compare, **_codes(code, names)}
 
     def stage(name: str, needs: tuple[str, ...], about: dict[str, Any], outputs: tuple[str, ...],
               network: str | None = None, parallel: bool = False) -> Stage:  # fmt: skip
         kind = name.partition("-")[0]
-        return Stage(name, kind, needs, about, outputs, f"{command} --stop-after {name}", network,
-                     parallel)  # fmt: skip
+        return Stage(name, kind, needs, about, outputs, f"{study.command} --stop-after {name}",
+                     network, parallel)  # fmt: skip
 
+    # A user's own networks first: what is wrong with one is found before another is trained.
     made = [
         stage(
             f"train-{one.name}", (f"train-{one.init}",) if one.init else (),
             train_settings(study, one), (one.file,), one.name,
             parallel=one.kind is not None and bool(one.kind.recipe),
         )
-        for one in study.networks
+        for one in sorted(study.networks, key=lambda one: not one.checkpoint)
     ]  # fmt: skip
     made += [
         stage(f"evaluate-{name}", (f"train-{name}",),
-              {**common, "attacks": plain["evaluate"]["attacks"],
-               "samples": settings.evaluate.samples},
+              {**common, "attacks": _resolved(robust), "samples": settings.evaluate.samples,
+               **in_key(code[name])},
               (f"evaluations/{name}.json",), name)
         for name in names
     ]  # fmt: skip
     made.append(stage(
-        "shared", tuple(f"train-{name}" for name in sources),
-        {**common, "networks": sources, "attack": compare["attack"],
-         "samples": compare["samples"]},
+        "shared", tuple(f"train-{name}" for name in shared),
+        {**common, "networks": shared, "attack": compare["attack"],
+         "samples": compare["samples"], **_codes(code, shared)},
         (measure.SHARED_FILE,),
     ))  # fmt: skip
     made.append(stage("compare", (*trained, "shared"), seen, ("similarity.h5", "predictions.csv"),
@@ -63,7 +75,8 @@ def stages_of(study: Study, command: str) -> dict[str, Stage]:
     made += [
         stage(f"probe-{name}", (f"train-{name}", "shared"),
               {**common, **probed, **plain["probe"]["options"], "attack": compare["attack"],
-               "test": compare["samples"], "training": study.train_images.fingerprint},
+               "test": compare["samples"], "training": study.train_images.fingerprint,
+               **in_key(code[name])},
               (f"probes/{name}.h5",), name)
         for name in names
     ]  # fmt: skip
@@ -76,13 +89,13 @@ def stages_of(study: Study, command: str) -> dict[str, Stage]:
         ("agreement.csv", "probes.csv", "probe_predictions.csv"),
     ))  # fmt: skip
     about = [
-        {key: getattr(one, key) for key in ("name", "scheme", "scenario", "seed", "eps")}
+        {key: getattr(one, key) for key in ("name", "scheme", "scenario", "seed", "eps", "arch")}
         for one in study.networks
     ]
     made.append(stage(
         "findings", ("compare", "within", "accuracy", "agreement"),
-        {"networks": about, "margin": settings.margin, "own": compare["attack"],
-         "robust": plain["evaluate"]["attacks"]},
+        {"networks": about, "margin": settings.margin, "own": own.condition,
+         "robust": robust[0].condition},
         ("findings.json",),
     ))  # fmt: skip
     made.append(stage(
@@ -90,6 +103,19 @@ def stages_of(study: Study, command: str) -> dict[str, Stage]:
         {"networks": about, "about": settings.about}, ("report.html", "summary.md"),
     ))  # fmt: skip
     return ordered(made)
+
+
+def _resolved(specs: Sequence[AttackSpec]) -> list[dict[str, Any]]:
+    """Attacks as they will be made: all settings, the hash of the user's own code and files."""
+    return [
+        {**spec.to_json(), **{key: sha256_of(path) for key, path in spec.files.items()}}
+        for spec in specs
+    ]
+
+
+def _codes(code: dict[str, dict[str, str]], names: Sequence[str]) -> dict[str, Any]:
+    """The user's own code of several networks, as `in_key`."""
+    return in_key({key: one for name in names for key, one in code[name].items()})
 
 
 def work(study: Study, stage: Stage) -> dict[str, Any]:

@@ -8,26 +8,30 @@
     seed = 0                     # another number for another training of the same recipe
     eps = "8/255"                # of its training attack; the checkpoint's own where it is known
 
-Foreign weights also have `arch` and, where the network expects them, `mean` and `std`. The study is
-of these networks and an untrained one; with `preset = true` at the top, of the preset's as well.
+Foreign weights also have `arch` and, where the network expects them, `mean` and `std`; a checkpoint
+of repsim's says these itself. `eps` is of linf; "none" for a training attack of another norm. The
+study is of these networks and an untrained one; with `preset = true` at the top, of the preset's as
+well.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from repsim.attacks import AttackSpec
 from repsim.attacks.spec import parse_number
 from repsim.checkpoint import read_plain
 from repsim.data import default_eps
 from repsim.errors import UserError
 from repsim.registry import near
 from repsim.study.settings import UNTRAINED, Kind, Settings
-from repsim.study.toml import read_toml, table
-from repsim.train import SCENARIOS, Plan, give_way, load_recipe, plan
+from repsim.study.toml import check_name, read_toml, table
+from repsim.train import SCENARIOS, SCHEMES, Plan, give_way, load_recipe, plan
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class StudyNetwork:
         scheme: "sl", "scl", "cl", ...; "untrained".
         scenario: "st", "at", "partial-at", "full-at" or "untrained".
         seed: of its training.
-        eps: linf size of its training attack in units of pixels in [0, 1]; None for none.
+        eps: linf size of its training attack in units of pixels in [0, 1]; None for none, or for an
+            attack of another norm.
         kind: what it is trained by; None for a user's own.
         init: name of the network whose encoder it starts from; "" for none.
-        arch: architecture; "" where the checkpoint says it.
+        arch: architecture.
+        arch_args: its further arguments.
         checkpoint: a user's own file, relative to the study's folder; "" for one that is trained.
         mean, std: normalisation of foreign weights.
     """
@@ -55,6 +61,7 @@ class StudyNetwork:
     kind: Kind | None = None
     init: str = ""
     arch: str = ""
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -123,8 +130,7 @@ def preset_networks(settings: Settings) -> list[StudyNetwork]:
                 arch=settings.model or recipe.model,
             )  # fmt: skip
             attack = training_plan(one, settings).phases[0].attack
-            eps = None if attack is None else float(attack.params["eps"])
-            found.append(StudyNetwork.from_json({**one.to_json(), "eps": eps}))
+            found.append(replace(one, eps=_linf_eps(attack)))
     names = [one.name for one in found]
     for i, one in enumerate(found):
         if one.init and one.init not in names[:i]:
@@ -137,6 +143,13 @@ def preset_networks(settings: Settings) -> list[StudyNetwork]:
             f"preset {settings.preset}: expected at least one [[network]]; there is none"
         )
     return found
+
+
+def _linf_eps(attack: AttackSpec | None) -> float | None:
+    """The size of a training attack, where it is one of linf."""
+    if attack is None or attack.norm != "linf" or attack.params.get("eps") is None:
+        return None
+    return float(attack.params["eps"])
 
 
 def training_plan(network: StudyNetwork, settings: Settings) -> Plan:
@@ -163,14 +176,14 @@ def training_plan(network: StudyNetwork, settings: Settings) -> Plan:
             merged["milestones"] = tuple(merged["milestones"])
         phases.append(merged)
     encoder, head = phases
-    known = plan(settings.data, recipe.scheme, recipe.scenario, protocol=recipe.protocol)
+    known = plan(settings.data_name, recipe.scheme, recipe.scenario, protocol=recipe.protocol)
     if len(known.phases) == 1:
         head = {}
     elif "attack" in head and known.phases[1].attack is None:
         head.pop("attack")
     try:
         return plan(
-            settings.data, recipe.scheme, recipe.scenario, protocol=recipe.protocol,
+            settings.data_name, recipe.scheme, recipe.scenario, protocol=recipe.protocol,
             phases="head" if network.init else "both", head=head, projector=recipe.projector,
             seed=network.seed, attack_defaults=attack_options,
             **({} if network.init else encoder),
@@ -203,66 +216,128 @@ def own_networks(path: Path, folder: Path, settings: Settings) -> tuple[list[Stu
     for number, row in enumerate(rows, 1):
         where = f"{path}, network {row.get('name', number) if isinstance(row, dict) else number}"
         found.append(_own(table(_Own, row, where), path, folder, settings, where))
-    _distinct([one.name for one in found], str(path))
+    check_distinct(found, str(path))
     if not also:
-        arch = next(one.arch for one in found)
         kind = Kind(UNTRAINED, seeds=1)
-        found.append(StudyNetwork(f"{UNTRAINED}-0", UNTRAINED, UNTRAINED, 0, kind=kind, arch=arch))
+        found.append(replace(
+            found[0], name=f"{UNTRAINED}-0", scheme=UNTRAINED, scenario=UNTRAINED, seed=0, eps=None,
+            kind=kind, checkpoint="", mean=(), std=(),
+        ))  # fmt: skip
     return found, also
 
 
 def _own(row: _Own, path: Path, folder: Path, settings: Settings, where: str) -> StudyNetwork:
-    if not re.fullmatch(r"\w[\w.+-]*", row.name):
-        raise UserError(f"{where}: name expects letters, digits and _-.+; got {row.name!r}")
+    _check_words(row, where)
+    file = path.parent / Path(row.checkpoint).expanduser()
+    if not file.is_file():
+        raise UserError(f"{where}: checkpoint expects a file; there is no file {file}")
+    content = read_plain(file)
+    # Others' checkpoints have an entry "arch" too: torchvision's training script names it so.
+    known = content if isinstance(content, dict) and {"schema", "arch"} <= set(content) else {}
+    if known:
+        _check_known(row, known, where)
+    elif not row.arch:
+        raise UserError(
+            f"{where}: {row.checkpoint} is not of repsim train; add its arch, such as "
+            'arch = "resnet18"'
+        )
+    return StudyNetwork(
+        row.name, row.scheme, row.scenario, row.seed, _own_eps(row, known, settings, where),
+        arch=str(known["arch"]) if known else row.arch, arch_args=known.get("arch_args") or {},
+        checkpoint=seen_from(folder, file), mean=tuple(row.mean), std=tuple(row.std),
+    )  # fmt: skip
+
+
+def _check_words(row: _Own, where: str) -> None:
+    """Name, scheme and scenario."""
+    check_name(row.name, where)
+    if re.fullmatch(rf"{UNTRAINED}-\d+", row.name):
+        raise UserError(
+            f"{where}: names of {UNTRAINED}-NUMBER are kept for the control that the study adds; "
+            "give another"
+        )
+    if row.scheme == UNTRAINED or not re.fullmatch(r"[a-z][a-z0-9_-]*", row.scheme):
+        raise UserError(
+            f"{where}: scheme expects one of {', '.join(SCHEMES)}, or a word of your own in lower "
+            f"case other than {UNTRAINED}; got {row.scheme!r}; near: "
+            f"{near(row.scheme.lower(), SCHEMES)}"
+        )
     if row.scenario not in SCENARIOS:
         raise UserError(
             f"{where}: scenario expects one of {', '.join(SCENARIOS)}; got {row.scenario!r}; near: "
             f"{near(row.scenario, SCENARIOS)}"
         )
-    file = path.parent / Path(row.checkpoint).expanduser()
-    if not file.is_file():
-        raise UserError(f"{where}: checkpoint expects a file; there is no file {file}")
-    content = read_plain(file)
-    known = content if isinstance(content, dict) and "arch" in content else {}
-    if not known and not row.arch:
+
+
+def _check_known(row: _Own, known: Mapping[str, Any], where: str) -> None:
+    """Refuse what contradicts a checkpoint of repsim's, or what it says itself."""
+    if given := [key for key in ("arch", "mean", "std") if getattr(row, key)]:
         raise UserError(
-            f"{where}: {row.checkpoint} is not of repsim train; add its arch, such as "
-            'arch = "resnet18"'
+            f"{where}: {row.checkpoint} is of repsim train and says its {given[0]} itself; leave "
+            f"{', '.join(given)} out"
         )
-    attack = known.get("attack") or {}
-    eps = attack.get("params", {}).get("eps")
+    for key in ("scheme", "scenario"):
+        theirs, ours = str(known.get(key) or "").partition(",")[0], getattr(row, key)
+        # An objective of the user's own has no word that could be told here.
+        if theirs and ":" not in theirs and theirs != ours:
+            raise UserError(
+                f"{where}: {key} says {ours!r}; {row.checkpoint} was trained as {theirs!r}"
+            )
+
+
+def _own_eps(row: _Own, known: Mapping[str, Any], settings: Settings, where: str) -> float | None:
+    """The size of its training attack, given or the checkpoint's."""
+    if row.scenario == "st" or row.eps == "none":
+        return None
     if row.eps:
-        eps = parse_number(row.eps, what=f"{where}: eps")
-    elif row.scenario == "st":
-        eps = None
-    elif eps is None:
+        return parse_number(row.eps, what=f"{where}: eps")
+    params = (known.get("attack") or {}).get("params", {})
+    if params.get("norm", "linf") != "linf":
+        return None
+    if params.get("eps") is None:
         raise UserError(
             f"{where}: {row.scenario} expects eps, the size of its training attack, such as "
-            f'eps = "{round(default_eps(settings.data) * 255)}/255"'
+            f'eps = "{round(default_eps(settings.data_name) * 255)}/255"; "none" for one of '
+            "another norm than linf"
         )
-    return StudyNetwork(
-        row.name, row.scheme, row.scenario, row.seed, eps, arch=str(known.get("arch", row.arch)),
-        checkpoint=_from(folder, file), mean=tuple(row.mean), std=tuple(row.std),
-    )  # fmt: skip
+    return float(params["eps"])
 
 
-def _from(folder: Path, file: Path) -> str:
+def seen_from(folder: Path, file: Path) -> str:
     """A file's path as seen from a folder."""
-    import os
-
     return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
-def _distinct(names: Sequence[str], where: str) -> None:
+def check_distinct(networks: Sequence[StudyNetwork], where: str) -> None:
+    """Refuse two networks of one name, and a user's own that is like another but for its name.
+
+    Raises:
+        UserError: names the two, and what to do.
+    """
+    names = [one.name for one in networks]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: networks expect different names; {twice[0]} is there twice")
+    first: dict[tuple[Any, ...], StudyNetwork] = {}
+    for one in networks:
+        eps = None if one.eps is None else round(one.eps, 6)
+        other = first.setdefault(
+            (one.scheme, one.scenario, eps, one.arch, str(one.arch_args), one.seed), one
+        )
+        if other is not one and (one.checkpoint or other.checkpoint):
+            raise UserError(
+                f"{where}: {other.name} and {one.name} are both {one.scheme}/{one.scenario} of "
+                f"seed {one.seed}, of one architecture and size of attack; give one of them "
+                "another seed = NUMBER if they are two trainings, or another scheme if they are "
+                "two methods"
+            )
 
 
 def combined(ours: list[StudyNetwork], preset: list[StudyNetwork]) -> list[StudyNetwork]:
     """A user's own networks after a preset's.
 
     Raises:
-        UserError: two of one name.
+        UserError: as `check_distinct`.
     """
-    _distinct([one.name for one in [*preset, *ours]], "--models with preset = true")
-    return [*preset, *ours]
+    found = [*preset, *ours]
+    check_distinct(found, "--models with preset = true")
+    return found

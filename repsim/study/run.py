@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,8 +15,9 @@ from pathlib import Path
 from repsim import distributed
 from repsim.errors import UserError
 from repsim.progress import Lines
+from repsim.study.grams import remove_unused
 from repsim.study.graph import stages_of, work
-from repsim.study.record import write_study
+from repsim.study.record import place, write_study
 from repsim.study.stage import Records, Stage
 from repsim.study.study import Machine, Study, cores, study_of
 
@@ -42,13 +43,15 @@ def run_stage(study: Study, stage: Stage, records: Records) -> str:
     if distributed.is_main():
         records.forget(stage)
     if stage.kind == "report":  # which reads it
-        write_study(study, records, stage.command)
+        write_study(study, records)
     began, clock, processor = time.time(), time.monotonic(), time.process_time()
-    info = work(study, stage)
+    info = {**place(study, training=stage.kind == "train"), **work(study, stage)}
     if distributed.is_main():
         records.write(
             stage, key, began, time.monotonic() - clock, time.process_time() - processor, info
         )
+        if stage.kind == "within":  # the last that uses them
+            remove_unused(study.folder, records)
     distributed.barrier()
     return MADE
 
@@ -62,7 +65,7 @@ def run_here(study: Study, names: Sequence[str], records: Records, tell: Tell) -
 
 
 def run_processes(
-    study: Study, names: Sequence[str], records: Records, tell: Tell, *, jobs: int, command: str
+    study: Study, names: Sequence[str], records: Records, tell: Tell, *, jobs: int
 ) -> None:
     """Several stages at a time, each as soon as those that it needs are done.
 
@@ -76,7 +79,7 @@ def run_processes(
     began: dict[str, float] = {}
     finished = set(records.stages) - set(names)
     failure: BaseException | None = None
-    threads, all_threads = _threads(jobs), _threads(1)
+    threads, all_threads = threads_of(jobs), threads_of(1)
     with (
         _fresh_threads(threads),
         ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (os.getpid(),)) as pool,
@@ -94,9 +97,9 @@ def run_processes(
                     _said(tell, name, KEPT, 0.0)
                     continue
                 began[name] = time.monotonic()
-                alone = not running and not _ready(waiting, records, finished | {name})
+                alone = not running and not any_ready(waiting, records.stages, finished)
                 running[pool.submit(
-                    _stage_in_process, study.folder, name, study.machine, command,
+                    _stage_in_process, study.folder, name, study.machine,
                     all_threads if alone else threads,
                 )] = name  # fmt: skip
             if failure is not None and not running:
@@ -117,9 +120,11 @@ def run_processes(
                 _said(tell, name, future.result(), time.monotonic() - began[name])
 
 
-def _ready(waiting: Sequence[str], records: Records, finished: set[str]) -> bool:
-    """Whether anything else could run now."""
-    return any(set(records.stages[name].needs) <= finished for name in waiting)
+def any_ready(
+    waiting: Sequence[str], stages: Mapping[str, Stage], finished: Collection[str]
+) -> bool:
+    """Whether any of some stages could run now."""
+    return any(set(stages[name].needs) <= set(finished) for name in waiting)
 
 
 def _said(tell: Tell, name: str, status: str, seconds: float) -> None:
@@ -127,7 +132,7 @@ def _said(tell: Tell, name: str, status: str, seconds: float) -> None:
         tell(f"{name}: {seconds:.1f} s")
 
 
-def _threads(jobs: int) -> int:
+def threads_of(jobs: int) -> int:
     """Of each of several processes: what the user says, else their share of the cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdecimal() and int(asked) else max(1, cores() // jobs)
@@ -163,14 +168,14 @@ def _begin(parent: int) -> None:
 _STUDIES: dict[Path, tuple[Study, Records]] = {}
 
 
-def _stage_in_process(folder: Path, name: str, machine: Machine, command: str, threads: int) -> str:
+def _stage_in_process(folder: Path, name: str, machine: Machine, threads: int) -> str:
     """In a process of the pool."""
     import torch
 
     torch.set_num_threads(threads)
     if folder not in _STUDIES:
         study = study_of(folder, machine)
-        _STUDIES[folder] = study, Records(folder, stages_of(study, command))
+        _STUDIES[folder] = study, Records(folder, stages_of(study))
     study, records = _STUDIES[folder]
     study.progress = Named(name)
     return run_stage(study, records.stages[name], records)

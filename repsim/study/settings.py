@@ -19,7 +19,7 @@ from typing import Any
 
 from repsim.errors import UserError
 from repsim.registry import near
-from repsim.study.toml import parse, read_toml, table
+from repsim.study.toml import check_name, parse, read_toml, table
 
 PRESETS = ("demo", "small", "gpu", "paper")
 UNTRAINED = "untrained"
@@ -155,6 +155,11 @@ class Settings:
         """The same from `to_json`."""
         return _settings(dict(content), "study.json")
 
+    @property
+    def data_name(self) -> str:
+        """The data set's name, where `data` is a folder or an object of the user's too."""
+        return Path(self.data.rpartition(":")[2]).name
+
 
 _TABLES: dict[str, type] = {
     "evaluate": Evaluate, "compare": Compare, "within": Within, "probe": Probe,
@@ -248,6 +253,8 @@ def _settings(content: dict[str, Any], where: str) -> Settings:
         for i, kind in enumerate(kinds)
     )
     names = [kind.name for kind in made]
+    for name in names:
+        check_name(name, f"{where}, network {name}")
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{where}: networks expect different names; {twice.pop()} is there twice")
     for kind in made:
@@ -260,6 +267,12 @@ def _settings(content: dict[str, Any], where: str) -> Settings:
     if settings.seeds < 1:
         raise UserError(f"{where}: seeds expects at least 1; got {settings.seeds}")
     return settings
+
+
+def layer_patterns(text: str) -> str | list[str]:
+    """`blocks`, `leaf`, `all`, or the patterns that a setting `layers` joins by spaces."""
+    parts = text.split()
+    return parts[0] if len(parts) == 1 else parts
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from repsim import __version__
 from repsim.errors import UserError
 from repsim.files import replacing, sha256_of
 
@@ -35,7 +36,7 @@ class Stage:
         needs: names of the stages whose outputs it reads.
         settings: plain values that decide what it leaves, beside those inputs.
         outputs: files that it leaves, relative to the study's folder.
-        command: what makes it, to be typed where the study's folder lies.
+        command: what makes it, to be typed in the study's folder.
         network: of which network, where it is of one.
         parallel: whether several processes can share it (torchrun).
     """
@@ -111,7 +112,7 @@ class Records:
         Args:
             stage: the stage.
             key: of what it read.
-            began: `time.time()` at its start.
+            began: seconds since 1970 at its start.
             seconds: that it took.
             processor: seconds of all cores of this process together: what it would take of a core
                 of its own where others use the machine as well.
@@ -131,10 +132,12 @@ class Records:
             "kind": stage.kind,
             "key": key,
             "format": FORMATS[stage.kind],
+            "repsim_version": __version__,
             "needs": list(stage.needs),
             "settings": stage.settings,
             "outputs": outputs,
             "command": stage.command,
+            "began": began,
             "seconds": round(seconds, 2),
             "processor_seconds": round(processor, 2),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began + seconds)),

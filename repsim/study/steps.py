@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from repsim.checkpoint import LoadedModel, load_model
-from repsim.data import ImageData, draw, to_float
+from repsim.data import draw, to_float
 from repsim.hooks import select_layers
 from repsim.progress import Silent, Task
 from repsim.runtime import Runtime
 from repsim.study.networks import StudyNetwork, training_plan
+from repsim.study.ready import training_of
+from repsim.study.settings import layer_patterns
 from repsim.study.study import Study, hardware
-from repsim.study.training import training_images
+from repsim.study.training import bare_network
 from repsim.train import Phase, Plan, train
 
 FILE = "steps.json"
@@ -55,27 +56,42 @@ class Steps:
 
     Attributes:
         study: the study.
+        threads: that a step has.
         tell: called before something is measured.
+        again: measure also what was measured before.
     """
 
     study: Study
+    threads: int
     tell: Callable[[str], None] = field(default=lambda line: None)
+    again: bool = False
+    _measured: set[str] = field(default_factory=set, repr=False)
 
-    def architecture(self, arch: str) -> Architecture:
-        """Passes of a bare network."""
+    def architecture(self, network: StudyNetwork, layers: str) -> Architecture:
+        """Passes of a bare network.
+
+        Args:
+            network: of that architecture.
+            layers: those that count, as a setting has them.
+        """
         study = self.study
-        about = {"arch": arch, "data": study.settings.data, "layers": study.settings.compare.layers}
-        return Architecture(**self._kept(about, lambda: _architecture(study, arch), arch))
+        about = {
+            "arch": network.arch, "arch_args": dict(network.arch_args), "layers": layers,
+            "data": study.settings.data_name, "precision": study.runtime().precision,
+        }  # fmt: skip
+        found = self._kept(about, lambda: _architecture(study, network, layers), network.arch)
+        return Architecture(**found)
 
     def training(self, network: StudyNetwork) -> list[float]:
         """Seconds an image of each phase of a training, attack and augmentation included."""
         plan = training_plan(network, self.study.settings)
         about = {
-            "arch": network.arch, "data": self.study.settings.data, "projector": plan.projector,
-            "precision": self.study.settings.precision, "dual": plan.dual_norm,
+            "arch": network.arch, "data": self.study.settings.data_name,
+            "projector": plan.projector, "dual": plan.dual_norm,
+            "precision": self.study.runtime(training=True).precision,
             "phases": [_costs(phase) for phase in plan.phases],
         }  # fmt: skip
-        bare = self.architecture(network.arch)
+        bare = self.architecture(network, self.study.settings.compare.layers)
         found = self._kept(
             about, lambda: {"phases": _training(self.study, network, plan, bare)}, network.name
         )
@@ -90,28 +106,40 @@ class Steps:
     ) -> dict[str, Any]:
         path = self.study.folder / FILE
         place = hardware(self.study.machine.device)
-        threads = torch.get_num_threads()
-        text = json.dumps([place, threads, about], sort_keys=True, default=list)
+        text = json.dumps([place, self.threads, about], sort_keys=True, default=list)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
             known = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             known = {}
-        if key not in known:
-            self.tell(f"measuring {what}")
-            known[key] = {"of": what, "on": place["processor"], "threads": threads, **measure()}
+        if key not in known or (self.again and key not in self._measured):
+            self.tell(f"measuring {what}, threads: {self.threads}")
+            with _threads(self.threads):
+                found = measure()
+            known[key] = {"of": what, "on": place["processor"], "threads": self.threads, **found}
             path.parent.mkdir(parents=True, exist_ok=True)
             self.study.write_json(FILE, known)
+            self._measured.add(key)
         return {k: v for k, v in known[key].items() if k not in ("of", "on", "threads")}
 
 
-def _architecture(study: Study, arch: str) -> dict[str, Any]:
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _architecture(study: Study, network: StudyNetwork, layers: str) -> dict[str, Any]:
     runtime = study.runtime()
     few = draw(study.test_images, 32)
-    loaded = _bare(arch, few)
+    loaded = bare_network(network, few)
     model = runtime.place(loaded.model)
     chosen = select_layers(
-        model, runtime.images(to_float(few.images[:8])), study.settings.compare.layers
+        model, runtime.images(to_float(few.images[:8])), layer_patterns(layers)
     ).layers
     images = runtime.images(to_float(few.images[:4]))
     one = _seconds(lambda: _pass(model, images), runtime)
@@ -126,13 +154,6 @@ def _architecture(study: Study, arch: str) -> dict[str, Any]:
         "features": sum(int(torch.tensor(layer.shape).prod()) for layer in chosen),
         "parameters": sum(p.numel() for p in loaded.model.parameters()),
     }
-
-
-def _bare(arch: str, images: ImageData) -> LoadedModel:
-    return load_model(
-        arch, classes=images.classes, channels=images.images.shape[1],
-        image_size=images.images.shape[-1],
-    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -163,6 +184,7 @@ def _costs(phase: Phase) -> dict[str, Any]:
     return {
         "objective": phase.objective, "trains": phase.trains, "augment": phase.augment,
         "optimizer": phase.optimizer, "batch_size": phase.batch_size,
+        "replays": phase.replays, "perturbed": bool(phase.weight_perturbation),
         "attack": attack and [attack.name, attack.params.get("steps"), attack.params.get("loss")],
     }  # fmt: skip
 
@@ -187,7 +209,7 @@ def _training(study: Study, network: StudyNetwork, plan: Plan, bare: Architectur
     batch = int(min(32, max(4, BUDGET / (bare.backward * passes))))
     if runtime.device != "cpu":  # where a step does not grow with its images
         batch = max(phase.batch_size for phase in plan.phases)
-    images = draw(training_images(study, network), 3 * batch)
+    images = draw(training_of(study, network).images, 3 * batch)
     short = replace(plan, phases=tuple(
         replace(phase, epochs=1, batch_size=batch, schedule="constant", warmup=0, milestones=(),
                 strength_steps=0, watch="")
@@ -197,7 +219,7 @@ def _training(study: Study, network: StudyNetwork, plan: Plan, bare: Architectur
     with tempfile.TemporaryDirectory() as folder:
         train(
             images, network.arch, Path(folder) / "few.pt", short, runtime=runtime, progress=watch,
-            init=_bare(network.arch, images) if network.init else None,
+            init=bare_network(network, images) if network.init else None,
         )  # fmt: skip
     found = []
     for phase in plan.phases:

@@ -11,19 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import repsim
 from repsim.checkpoint import LoadedModel, load_model
-from repsim.data import ImageData, default_eps, draw, load_data
+from repsim.data import ImageData, channel_statistics, default_eps, draw, load_data
 from repsim.errors import UserError
 from repsim.files import replacing
 from repsim.progress import Progress, Silent
 from repsim.runtime import Runtime
 from repsim.study.networks import StudyNetwork
 from repsim.study.settings import Settings
+
+STUDY_FILE = "study.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,14 @@ class Machine:
     processes: int = 1
 
 
+class Training(NamedTuple):
+    """Training images, with the mean and the standard deviation of each channel."""
+
+    images: ImageData
+    mean: list[float]
+    std: list[float]
+
+
 @dataclass
 class Study:
     """Everything that a stage's work needs.
@@ -55,6 +65,7 @@ class Study:
         networks: in their order.
         machine: where it runs.
         progress: told of the work.
+        command: that makes all of it, to be typed in its folder.
     """
 
     folder: Path
@@ -62,6 +73,8 @@ class Study:
     networks: list[StudyNetwork]
     machine: Machine = field(default_factory=Machine)
     progress: Progress = field(default_factory=Silent)
+    command: str = "repsim reproduce universal --out ."
+    _drawn: dict[int | None, Training] = field(default_factory=dict, repr=False)
 
     @cached_property
     def train_images(self) -> ImageData:
@@ -83,6 +96,15 @@ class Study:
         """A class-balanced draw of the test split."""
         return draw(self.test_images, samples)
 
+    def training(self, samples: int | None) -> Training:
+        """A class-balanced draw of the training split, or all of it; each is made once."""
+        if samples not in self._drawn:
+            images = self.train_images
+            if samples is not None and samples < len(images):
+                images = draw(images, samples)
+            self._drawn[samples] = Training(images, *channel_statistics(images.images))
+        return self._drawn[samples]
+
     def network(self, name: str) -> StudyNetwork:
         """By its name."""
         return next(one for one in self.networks if one.name == name)
@@ -102,7 +124,7 @@ class Study:
     @property
     def eps(self) -> float:
         """The data set's test eps in units of pixels in [0, 1]."""
-        return default_eps(self.settings.data)
+        return default_eps(self.settings.data_name)
 
     def path(self, name: str) -> Path:
         """An output's path; its folder is made."""
@@ -162,15 +184,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def read_study(folder: Path) -> dict[str, Any]:
-    """The content of `study.json`.
+def read_study(folder: Path, file: str = STUDY_FILE) -> dict[str, Any]:
+    """The content of `study.json`, or of another file of that form.
 
     Raises:
         UserError: none is there, or one that cannot be read.
     """
-    path = folder / "study.json"
+    path = folder / file
     if not path.is_file():
-        raise UserError(f"{folder}: expected a study's folder; there is no study.json in it")
+        raise UserError(f"{folder}: expected a study's folder; there is no {file} in it")
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -178,13 +200,21 @@ def read_study(folder: Path) -> dict[str, Any]:
     return content
 
 
-def study_of(folder: Path, machine: Machine, progress: Progress | None = None) -> Study:
-    """The study whose settings stand in `study.json`, for a process that runs one of its stages.
+def study_of(
+    folder: Path, machine: Machine, progress: Progress | None = None, *, file: str = STUDY_FILE
+) -> Study:
+    """The study whose settings stand in a file, for a process that runs one of its stages.
+
+    Args:
+        folder: the study's.
+        machine: where it runs.
+        progress: told of the work.
+        file: the file, relative to the folder.
 
     Raises:
         UserError: none is there.
     """
-    content = read_study(folder)
+    content = read_study(folder, file)
     networks = [StudyNetwork.from_json(one) for one in content["networks"]]
     settings = Settings.from_json(content["settings"])
-    return Study(folder, settings, networks, machine, progress or Silent())
+    return Study(folder, settings, networks, machine, progress or Silent(), content["command"])

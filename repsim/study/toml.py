@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -64,6 +65,16 @@ def table(cls: type[Table], content: Any, where: str) -> Table:
         raise UserError(f"{where}: expected also {', '.join(missing)}") from error
 
 
+def check_name(name: str, where: str) -> None:
+    """Refuse a network's name that is none of a file, or that no command could be told.
+
+    Raises:
+        UserError: says what a name is made of.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(f"{where}: name expects letters, digits and _-.+; got {name!r}")
+
+
 _NAMES = {"str": "a text", "int": "a whole number", "bool": "true or false", "float": "a number"}
 
 
@@ -73,7 +84,13 @@ def _typed(value: Any, kind: str, where: str) -> Any:
         if isinstance(listed, list | tuple) and all(isinstance(part, str) for part in listed):
             return tuple(listed)
         raise UserError(f"{where} expects a list of texts; got {value!r}")
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+    if kind == "list[float]":
+        if isinstance(value, list | tuple) and all(map(_is_number, value)):
+            return [float(part) for part in value]
+        raise UserError(
+            f"{where} expects a list of numbers, such as [0.5, 0.5, 0.5]; got {value!r}"
+        )
+    if kind == "float" and _is_number(value):
         return float(value)
     plain = {"str": str, "int": int, "bool": bool, "float": float}.get(kind)
     if plain is not None and (
@@ -85,3 +102,7 @@ def _typed(value: Any, kind: str, where: str) -> Any:
     if kind.startswith("Mapping") and not isinstance(value, Mapping):
         raise UserError(f"{where} expects a table of KEY = VALUE; got {value!r}")
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
