@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from repsim.checkpoint import read_plain
+from repsim.cli.reproduce import reproduce
 from repsim.cli.train import _plan
 from repsim.errors import UserError
 from repsim.study.networks import combined, own_networks, preset_networks, training_plan
@@ -246,3 +247,32 @@ def test_a_budget_is_a_size_in_linf(tmp_path: Path, checkpoints: dict[str, Path]
     torch.save(content["state_dict"], tmp_path / "w.pt")
     own.write_text(OWN + "arch = 'resnet8'\neps = 'none'\n")
     assert own_networks(own, tmp_path, load_preset("demo"))[0][0].eps is None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_how_long_a_preset_takes_is_said_alike_everywhere(name: str) -> None:
+    """In the preset itself, in the README and in --help."""
+    words = load_preset(name).about.rpartition(": ")[2]
+    assert words
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8").splitlines()
+    row = next(line for line in readme if line.startswith(f"| `{name}` |"))
+    assert row.endswith(f"| {words} |")
+    helped = next(one.help for one in reproduce.params if one.name == "preset")  # type: ignore[attr-defined]
+    said = {part.partition(":")[0].strip(): part for part in helped.split(";")}
+    assert said[name].endswith(words)
+
+
+def test_the_readmes_networks_are_read(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    """The example of --models, with files in the places that it names."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    text = readme.partition("```toml\npreset = true")[2].partition("```")[0]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/st.pt").write_bytes(checkpoints["st"].read_bytes())
+    torch.save({"w": torch.zeros(2)}, tmp_path / "runs/robust.pth")
+    (tmp_path / "mine.toml").write_text(f"preset = true{text}")
+    found, also = own_networks(tmp_path / "mine.toml", tmp_path, load_preset("small"))
+    assert also
+    assert [(one.scheme, one.scenario, one.seed) for one in found] == [
+        ("sl", "st", 2), ("trades", "at", 0),
+    ]  # fmt: skip
+    assert len(combined(found, preset_networks(load_preset("small")))) == 20

@@ -27,8 +27,9 @@ LAUNCHERS = ("local", "slurm")
     default="demo",
     show_default=True,
     metavar="NAME|FILE.toml",
-    help="demo: digits, minutes on 2 cores; small: CIFAR-10, 10,000 images, overnight; "
-    "gpu: all images, hours of one GPU; paper: its exact protocol; or your own.",
+    help="demo: digits, minutes on two cores; small: CIFAR-10, 10,000 images, overnight on two "
+    "cores, minutes from checkpoints; gpu: CIFAR-10, all images, hours of one GPU; paper: its "
+    "protocol, weeks of one GPU; or your own.",
 )
 @click.option(
     "--out",
