@@ -119,7 +119,8 @@ def study_json(networks: list[Network]) -> dict[str, Any]:
         "preset": "test",
         "command": "repsim reproduce universal --preset test",
         "settings": {"preset": "test", "data": "digits", "model": "resnet8", "margin": 0.02,
-                     "samples": 0, "compare": {"attack": "pgd,steps=3", "shared": []}},
+                     "samples": 0, "evaluate": {"attacks": ["pgd,steps=3"], "samples": 200},
+                     "compare": {"attack": "pgd,steps=3", "shared": []}},
         "conditions": {
             "own": "pgd", "shared": "shared", "noise": "noise", "robust": "pgd",
             "attack": {"text": "pgd,steps=3",

@@ -199,7 +199,7 @@ def test_accuracies_settings_and_stages(html: str) -> None:
         "36 min 36 s in all; 1 network was trained before", "checkpoints: ready.pt",
         "clean (n = 200)", "pgd (n = 200)", "as each recipe says",
         "pgd,steps=3 (eps 8/255, step size 2.5·eps/steps, steps 3)",
-        "python -m repsim.findings accuracy.csv \"[accuracy](sl-st-0:clean, sl-st-0:clean)\"",
+        "repsim evaluate --model checkpoints/sl-st-0.pt --attack pgd,steps=3 --samples 200",
          "repsim reproduce universal --stop-after train-sl-st-0",
         "arXiv:2302.02502", "@software{repsim", "2026-01-02",
     ):  # fmt: skip

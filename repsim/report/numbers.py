@@ -34,7 +34,7 @@ def groups(one: Finding, role: str, commands: list[str]) -> list[dict[str, Any]]
                     if math.isnan(n.value)
                     else number(n.value, sign=signed(n)),
                     "interval": interval(n.lower, n.upper, sign=signed(n)),
-                    "over": "" if n.over == "images" or n.lower is None else n.over,
+                    "of": _of(n),
                     "mark": mark(n, scale, margin),
                     "seeds": _seeds(n, deciding),
                     "paper": "" if n.paper is None else number(n.paper, sign=signed(n)),
@@ -53,6 +53,15 @@ def _who(n: Number) -> str:
     told = f" {n.scenario}" in n.label  # the heading says it already
     parts = [n.scheme, "" if told else pretty(n.scenario)]
     return " ".join(part for part in parts if part) or plural(len(n.networks), "network")
+
+
+def _of(n: Number) -> str:
+    """How an interval was made where it is no jackknife over images, and how many images."""
+    parts = [f"n = {n.samples}"] if n.samples else []
+    if n.lower is not None:
+        parts += [n.interval] if n.interval not in ("", "jackknife") else []
+        parts += [f"over {n.over}"] if n.over != "images" else []
+    return ", ".join(parts)
 
 
 def _seeds(n: Number, deciding: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -17,7 +18,7 @@ from repsim.report.explorer import NOT_DEFINED, Explorer
 from repsim.report.figures import Drawn
 from repsim.report.made import made, stage_anchor
 from repsim.report.numbers import groups
-from repsim.report.read import Study, condition_head, records
+from repsim.report.read import NOISE, Study, condition_head, records
 from repsim.report.tables import ROLES, verdict_counts
 from repsim.report.words import (
     SCENARIOS,
@@ -218,7 +219,7 @@ def _short_words(study: Study) -> str:
 def _accuracies(study: Study) -> dict[str, Any]:
     table = study.accuracy
     if table is None or not len(table):
-        return {"accuracies": [], "conditions": []}
+        return {"accuracies": [], "conditions": [], "accuracy_commands": []}
     conditions = list(dict.fromkeys(table["condition"]))
     cells = {(str(r["network"]), str(r["condition"])): r for r in records(table)}
     rows = []
@@ -239,4 +240,21 @@ def _accuracies(study: Study) -> dict[str, Any]:
     return {
         "accuracies": rows,
         "conditions": [condition_head(table, condition) for condition in conditions],
+        "accuracy_commands": _accuracy_commands(study, rows[0]["network"], conditions),
     }
+
+
+def _accuracy_commands(study: Study, network: str, conditions: Sequence[str]) -> list[str]:
+    """What gives a network's accuracies again, typed in the study's folder."""
+    evaluate = (study.about.get("settings") or {}).get("evaluate") or {}
+    files = {one.get("name"): one.get("file") for one in study.about["networks"]}
+    file, found = files.get(network), list[str]()
+    if file and evaluate.get("attacks"):
+        attacks = " ".join(f"--attack {shlex.quote(str(one))}" for one in evaluate["attacks"])
+        samples = f" --samples {evaluate['samples']}" if evaluate.get("samples") else ""
+        found.append(f"repsim evaluate --model {shlex.quote(str(file))} {attacks}{samples}")
+    for condition in (NOISE, study.shared):
+        if condition in conditions:
+            side = f"{network}:{condition}"
+            found.append(f'python -m repsim.findings predictions.csv "[accuracy]({side}, {side})"')
+    return found
