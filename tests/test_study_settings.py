@@ -51,6 +51,17 @@ def test_small_trains_what_the_recipes_train() -> None:
         assert training_plan(one, settings).to_json() == theirs.to_json()
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_budgets_are_reached(name: str) -> None:
+    """Steps grow with eps: from the clean image they can go to the edge of every budget."""
+    settings = load_preset(name)
+    for one in preset_networks(settings):
+        attack = training_plan(one, settings).phases[0].attack if one.kind.recipe else None  # type: ignore[union-attr]
+        if attack is not None:
+            params = attack.params
+            assert params["steps"] * params["step_size"] > params["eps"] * 1.2
+
+
 def test_options_go_over_the_preset() -> None:
     settings = load_preset("demo")
     found = override(settings, [
