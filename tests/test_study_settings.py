@@ -12,7 +12,8 @@ from repsim.checkpoint import read_plain
 from repsim.cli.reproduce import reproduce
 from repsim.cli.train import _plan
 from repsim.errors import UserError
-from repsim.study.networks import combined, own_networks, preset_networks, training_plan
+from repsim.study.networks import preset_networks, training_plan
+from repsim.study.own import combined, own_networks
 from repsim.study.settings import PRESETS, Settings, chosen, load_preset, override
 from repsim.train import load_recipe
 

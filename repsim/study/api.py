@@ -13,7 +13,8 @@ from repsim.progress import Progress, Silent
 from repsim.study.check import check_layers, check_own, check_settings
 from repsim.study.command import Wish, command_of, keep_given
 from repsim.study.graph import stages_of
-from repsim.study.networks import combined, own_networks, preset_networks
+from repsim.study.networks import preset_networks
+from repsim.study.own import combined, own_networks
 from repsim.study.record import write_study
 from repsim.study.run import Tell, run_here, run_processes
 from repsim.study.settings import chosen, load_preset, override

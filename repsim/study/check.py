@@ -106,7 +106,7 @@ def _check_probe(probe: Probe, own: AttackSpec, classes: int) -> None:
     except TypeError as error:
         raise UserError(f"probe.options: {error}") from error
     if probe.adaptive:
-        require_adaptive([own], probe.solver)
+        require_adaptive([own], probe.solver, "probe.adaptive")
 
 
 def check_layers(study: Study) -> tuple[Layers, list[str]]:

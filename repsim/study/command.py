@@ -18,7 +18,8 @@ from typing import Any
 from repsim.data.load import DEFAULT_ROOT, ENVIRONMENT
 from repsim.errors import UserError
 from repsim.files import replacing
-from repsim.study.networks import StudyNetwork, seen_from
+from repsim.study.networks import StudyNetwork
+from repsim.study.own import seen_from
 from repsim.study.settings import PRESETS, Settings
 from repsim.study.study import Machine
 from repsim.study.toml import read_toml
