@@ -33,7 +33,7 @@ def test_killed_and_continued_by_the_command(tmp_path: Path) -> None:
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.communicate()
-    for path in (folder / "checkpoints").glob("*.pt"):
+    for path in (folder / "checkpoints").glob("[!.]*.pt"):
         load_model(path)  # whole
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
