@@ -204,7 +204,8 @@ def _start_entries(study: Study, network: StudyNetwork) -> tuple[dict[str, Any] 
 
 def _ready(study: Study) -> list[Path]:
     """Checkpoints in the folders of ready ones, in order."""
-    return [path for folder in study.machine.checkpoints for path in sorted(folder.glob("[!.]*.pt"))]
+    folders = study.machine.checkpoints
+    return [path for folder in folders for path in sorted(folder.glob("[!.]*.pt"))]
 
 
 def _meta(path: Path) -> dict[str, Any] | None:
