@@ -113,10 +113,12 @@ def bare(source: LiveSource, batch: int) -> None:
 
 
 class Ours:
-    """Epochs of the probes of all layers, with one strength."""
+    """Epochs of the probes of all layers, of each one with every strength."""
 
-    def __init__(self, source: LiveSource, solver: str) -> None:
-        settings = Settings(solver=solver, strengths=(0.0,)).checked()
+    def __init__(
+        self, source: LiveSource, solver: str, strengths: tuple[float, ...] = (0.0,)
+    ) -> None:
+        settings = Settings(solver=solver, strengths=strengths).checked()
         repeats = source.repeats()
         self.source, self.names = source, [x for x in source.reductions if x not in repeats]
         self.heads = Heads(source, self.names, [Training("clean", ("clean",))], CLASSES, settings)
@@ -155,11 +157,15 @@ def one_at_a_time(source: LiveSource, name: str, batch: int) -> None:
 def rows_of(setting: argparse.Namespace, data: ImageData, runtime: Runtime) -> Iterator[Row]:
     loaded = network(data, runtime)
     for layers in ("blocks", "all"):
-        for solver, reduce in (("adam", "flatten"), ("adam", "auto"), ("sgd", "flatten")):
+        for solver, reduce, strengths in (
+            ("adam", "flatten", (0.0,)), ("adam", "auto", (0.0,)), ("sgd", "flatten", (0.0,)),
+            ("adam", "flatten", ()),
+        ):  # fmt: skip
             source = source_of(loaded, data, layers, reduce, runtime)
             count = f"{layers}, {len(source.reductions)}"
             width = f"{reduce}, {sum(r.used for r in source.reductions.values()):,}"
-            ours = Ours(source, solver)
+            ours = Ours(source, solver, strengths)
+            name = solver if strengths else f"{solver}, its default strengths side by side"
             firsts, laters, floors = [], [], []
             bare(source, BATCH)
             for _ in range(setting.rounds):
@@ -167,7 +173,7 @@ def rows_of(setting: argparse.Namespace, data: ImageData, runtime: Runtime) -> I
                 firsts.append(seconds(lambda: ours.epoch(BATCH, first=True)))  # noqa: B023
                 laters.append(seconds(lambda: ours.epoch(BATCH, first=False)))  # noqa: B023
             for what, taken in (("first epoch", firsts), ("later epoch", laters)):
-                yield row(f"{solver}, {what}, over bare forwards", count, width, "≤ 1.5", taken,
+                yield row(f"{name}, {what}, over bare forwards", count, width, "≤ 1.5", taken,
                           floors)  # fmt: skip
     for layers in ("blocks", "all"):
         part = data.take(torch.arange(min(len(data), setting.slow_images)))

@@ -21,8 +21,7 @@ def inverse_deviation(mean: Tensor, variance: Tensor) -> Tensor:
         mean, variance: (features,), of the training features.
     """
     deviation = variance.clamp_min(0).sqrt()
-    constant = deviation <= CONSTANT * mean.abs()
-    return torch.where(constant | (deviation == 0), 0.0, 1 / deviation.clamp_min(1e-300))
+    return deviation.reciprocal().masked_fill_(deviation <= CONSTANT * mean.abs(), 0.0)
 
 
 @dataclass(frozen=True)

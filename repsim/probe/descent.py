@@ -111,7 +111,6 @@ def train_step(
             heads.heads[name].learn(condition, output, labels, first=first)
 
         source.outputs(condition, rows, names, take)
-    heads.penalise()
     optimiser.step()
 
 

@@ -59,17 +59,21 @@ class Head:
     def scores(self, t: int, features: Tensor, *, first: bool = False) -> Tensor:
         """Logits (batch, strengths, classes) of training t; `first`: statistics are taken too."""
         running = self.running[t]
-        flat = self.biases[t].repeat(len(features), 1)
+        # Transposed: so the product takes two thirds of the time.
+        flat = self.biases[t][:, None].repeat(1, len(features))
         for part in pieces(features.shape[1], features.device):
             piece = features[:, part]
-            room = self.room.of(piece.shape, piece.device)
             if first:
-                running.add_columns(part, piece, room)
+                centred, rest = running.look(part, piece, self.room)
+            else:
+                centred, rest = running.centred(part, piece, self.room), None
             weights = self.weights[t, :, part] * running.scale32[part]
-            flat.addmm_(running.centred(part, piece, room), weights.T)
+            flat.addmm_(weights, centred.T)
+            if rest is not None:
+                flat += (weights @ rest)[:, None]
         if first:
             running.count += len(features)
-        return flat.view(len(features), len(self.strengths), self.classes)
+        return flat.T.reshape(len(features), len(self.strengths), self.classes)
 
     def learn(self, condition: str, output: Tensor, labels: Tensor, *, first: bool) -> None:
         """Add the gradient of a batch.
@@ -89,28 +93,31 @@ class Head:
                 self._descend(t, features, residual.view(len(labels), -1))
 
     def _descend(self, t: int, features: Tensor, residual: Tensor) -> None:
-        """Add residualᵀ·standardised features; the first of a step writes over the last step's."""
+        """Add residualᵀ·standardised features.
+
+        The first of a step writes over the last step's gradient, with that of the penalties.
+        """
         running, begun = self.running[t], self.begun[t]
         for part in pieces(features.shape[1], features.device):
-            piece = features[:, part]
-            centred = running.centred(part, piece, self.room.of(piece.shape, piece.device))
-            slopes, scale = residual.T @ centred, running.scale32[part]
+            slopes = residual.T @ running.centred(part, features[:, part], self.room)
+            scale = running.scale32[part]
             if begun:
                 self.slopes[t, :, part].addcmul_(slopes, scale)
             else:
                 torch.mul(slopes, scale, out=self.slopes[t, :, part])
+                self._penalise(t, part)
         if begun:
             self.bias_slopes[t] += residual.sum(0)
         else:
             torch.sum(residual, 0, out=self.bias_slopes[t])
         self.begun[t] = True
 
-    def penalise(self) -> None:
-        """Add the gradient of strength/2·‖W‖²."""
+    def _penalise(self, t: int, part: slice) -> None:
+        """Add the gradient of strength/2·‖W‖² to some columns."""
         for s, strength in enumerate(self.strengths):
             if strength:
-                part = self._of_strength(s)
-                self.slopes[:, part].add_(self.weights[:, part], alpha=strength)
+                place = t, self._of_strength(s), part
+                self.slopes[place].add_(self.weights[place], alpha=strength)
 
     def probe(self, t: int, s: int) -> Linear:
         """The probe of training t with strength s, of features in the order of `flatten`."""
@@ -154,11 +161,6 @@ class Heads:
         """A step of the optimiser begins."""
         for head in self.heads.values():
             head.begin()
-
-    def penalise(self) -> None:
-        """Add the penalties' gradient."""
-        for head in self.heads.values():
-            head.penalise()
 
 
 def _split(flat: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

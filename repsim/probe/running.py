@@ -29,31 +29,39 @@ class Running:
         """A batch (batch, features)."""
         room = Room()
         for part in pieces(features.shape[1], features.device):
-            self.add_columns(
-                part, features[:, part], room.of(features[:, part].shape, features.device)
-            )
+            self.look(part, features[:, part], room)
         self.count += len(features)
 
-    def add_columns(self, part: slice, features: Tensor, room: Tensor) -> None:
-        """Some columns of a batch; `count` is the caller's to raise after the last of them.
+    def look(self, part: slice, features: Tensor, room: Room) -> tuple[Tensor, Tensor]:
+        """Add some columns of a batch; `count` is the caller's to raise after the last of them.
 
         Args:
             part: which ones.
             features: (batch, columns).
-            room: as large, to be written over.
+            room: to be written over.
+
+        Returns:
+            The features less a value near their means (batch, columns), in `room`, and what is left
+            of that (columns,): the sum of both is `centred`, without another trip over the batch.
         """
         new = len(features)
         total = self.count + new
-        mean32 = features.mean(0)
-        squares = torch.sub(features, mean32, out=room).square_().sum(0)
-        difference = mean32.double() - self.mean[part]
-        self.mean[part] += difference * (new / total)
-        self.squares[part] += squares.double() + difference**2 * (self.count * new / total)
+        # Sums of differences from a value nearby lose nothing to an offset.
+        near = (self.mean32[part] if self.count else features[0]).clone()
+        apart, squared = room.of((2, *features.shape), features.device)
+        torch.sub(features, near, out=apart)
+        ones = features.new_ones(new)  # whose product is faster than a sum over rows
+        offset = (ones @ apart).double() / new
+        squares = (ones @ torch.mul(apart, apart, out=squared)).double()
+        mean = self.mean[part]
+        difference = offset + (near - mean)
+        self.squares[part] += squares - new * offset**2 + difference**2 * (self.count * new / total)
+        mean += difference * (new / total)
         # Length about 1 instead of deviation 1: one learning rate then fits layers of any width.
-        scale = inverse_deviation(self.mean[part], self.squares[part] / total)
-        self.mean32[part] = self.mean[part].float()
-        self.scale32[part] = (scale / len(self.mean) ** 0.5).float()
+        scale = inverse_deviation(mean, self.squares[part] / total) / len(self.mean) ** 0.5
+        self.mean32[part], self.scale32[part] = mean, scale
+        return apart, near - self.mean32[part]
 
-    def centred(self, part: slice, features: Tensor, room: Tensor) -> Tensor:
+    def centred(self, part: slice, features: Tensor, room: Room) -> Tensor:
         """Some columns (batch, columns) of a batch less their means, in `room`."""
-        return torch.sub(features, self.mean32[part], out=room)
+        return torch.sub(features, self.mean32[part], out=room.of(features.shape, features.device))
