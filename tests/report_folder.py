@@ -129,6 +129,14 @@ def study_json(networks: list[Network]) -> dict[str, Any]:
         "seeds": [0, 1],
         "versions": {"repsim": "0.1.0", "python": "3.11"},
         "hardware": {"processor": "a test's", "cores": 2},
+        "made_on": [
+            {"hardware": {"processor": name}, "versions": {"torch": "2.1"}, "device": device,
+             "precision": "float32", "stages": stages}
+            for name, device, stages in (
+                ("a large one", "cuda", ["train-a", "train-b", "compare"]),
+                ("a small one", "cpu", ["findings"]),
+            )
+        ],
         "networks": [
             {"name": one.name, "scheme": one.scheme, "scenario": one.scenario, "seed": one.seed,
              "eps": one.eps, "file": f"checkpoints/{one.name}.pt", "sha256": "ab" * 32,

@@ -198,6 +198,7 @@ def test_accuracies_settings_and_stages(html: str) -> None:
         "supervised, adversarial training (16/255), seed 0", "abababababab", "1 min 01 s",
         "36 min 36 s in all; 1 network was trained before", "checkpoints: ready.pt",
         "clean (n = 200)", "pgd (n = 200)", "as each recipe says",
+        "train, compare cuda, float32, a large one, torch 2.1",
         "pgd,steps=3 (eps 8/255, step size 2.5·eps/steps, steps 3)",
         "repsim evaluate --model checkpoints/sl-st-0.pt --attack pgd,steps=3 --samples 200",
          "repsim reproduce universal --stop-after train-sl-st-0",

@@ -12,7 +12,8 @@ work=${1:-universal-small}
 ${REPSIM:-repsim} reproduce universal --preset small --out "$work" "$@"
 
 # What is small enough to be kept; similarity.h5 and within.h5 are made again in minutes.
-for name in study.json findings.json accuracy.csv probes.csv agreement.csv report.html summary.md; do
+for name in study.json findings.json accuracy.csv probes.csv agreement.csv predictions.csv \
+    probe_predictions.csv report.html summary.md; do
     cp "$work/$name" "$here/$name"
 done
 for name in figures tables; do

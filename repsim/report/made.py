@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repsim.report.read import Study
@@ -69,8 +69,22 @@ def made(study: Study, measure: str) -> dict[str, Any]:
             ("Similarity", list(estimate.items())),
             ("Versions", _facts(about.get("versions"))),
             ("Hardware", _facts(about.get("hardware"))),
+            ("Stages ran on", _places(about.get("made_on") or [])),
         ],
     }
+
+
+def _places(made_on: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Where which stages ran: device, precision and, where there are several, machine and torch."""
+    found = []
+    for one in made_on:
+        parts = [one.get("device"), one.get("precision")]
+        if len(made_on) > 1:
+            hardware, versions = one.get("hardware") or {}, one.get("versions") or {}
+            parts += [*hardware.values(), *(f"{key} {versions[key]}" for key in versions)]
+        kinds = dict.fromkeys(str(name).partition("-")[0] for name in one.get("stages") or [])
+        found.append((", ".join(kinds), ", ".join(str(part) for part in parts if part)))
+    return found
 
 
 def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -201,7 +201,5 @@ def _robust(about: dict[str, Any], accuracy: pd.DataFrame | None, own: str | Non
     if accuracy is None:
         return None
     known = [str(one) for one in dict.fromkeys(accuracy["condition"]) if one not in (CLEAN, NOISE)]
-    words = str((about.get("conditions") or {}).get("robust") or "").split(",")
-    named = [word.removeprefix("as=") for word in words if word.startswith("as=")]
-    wanted = [*named, words[0], own]
+    wanted = [(about.get("conditions") or {}).get("robust"), own]
     return next((one for one in wanted if one in known), known[0] if known else None)

@@ -84,6 +84,7 @@ def _merged(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def conditions(study: Study) -> dict[str, Any]:
     """What the conditions of the comparison are: the attacks with all their settings."""
+    from repsim.study.finish import robust_condition
     from repsim.study.measure import NOISE, own_attack, shared_networks
     from repsim.study.shared import SHARED
 
@@ -94,7 +95,7 @@ def conditions(study: Study) -> dict[str, Any]:
         "shared": SHARED,
         "attack": {"text": own.text, **own.to_json()},
         "shared_made_on": shared_networks(study),
-        "robust": study.settings.evaluate.attacks[0],
+        "robust": robust_condition(study),
     }
 
 
