@@ -112,8 +112,7 @@ def probe_live(
         training = source(train, specs, True)
         asked = trainings(train_on, training.kinds)
         testing = source(test, specs, control)
-        found = Work(training, testing, asked, len(test.classes), settings,
-                      progress, notes)  # fmt: skip
+        found = Work(training, testing, asked, len(test.classes), settings, progress, notes)
         found.run(model.name)
         if adaptive:
             found.attack(model, aimed(specs), testing.inputs, runtime)

@@ -127,7 +127,7 @@ class LiveSource(Source):
         also = [x for x, first in self._repeats.items() if first in names and x not in names]
 
         def at_once(name: str, output: Tensor) -> Tensor:
-            first = same.of(name, output)
+            first = same.of(name, output) if also else None  # which holds the output before
             if name not in also:
                 with torch.autocast(output.device.type, enabled=False):
                     take(name, output)
