@@ -143,22 +143,7 @@ def probe(
             f"--out {out} expects a name for the result, such as {out.stem}.h5; the figure goes "
             f"beside it as {figure.name}"
         )
-    stored = train_store is not None or test_store is not None
-    if stored and (train_store is None or test_store is None):
-        raise UserError(
-            "--train and --test expect each other: a store of the training split and one of the "
-            "test split; write the missing one: repsim extract --split train --out train.h5"
-        )
-    probing = stored or model is not None
-    if not probing and not agree:
-        raise UserError("probe expects --model CHECKPOINT, or --train STORE and --test STORE")
-    if not probing and len(agree) < 2:
-        raise UserError("--agree expects a second result, or --model CHECKPOINT to probe now")
-    if stored and retrain_from:
-        raise UserError("--retrain-from expects a network, not stores; give --model alone")
-    for way, chosen in zip(_UNUSED, (retrain_from, stored, not probing), strict=True):
-        if chosen:
-            _refuse_unused(ctx, way)
+    stored, probing = _way(ctx)
     written = [out, figure] if probing else []
     written += [agreed] if agree else []
     for path in written:
@@ -208,6 +193,34 @@ def probe(
         click.echo(f"wrote {' and '.join(map(str, written))}")
         if probing:
             echo_next(f"repsim info {out}")
+
+
+def _way(ctx: click.Context) -> tuple[bool, bool]:
+    """Whether stores are probed, and whether anything is, and not only results compared.
+
+    Raises:
+        UserError: what was given makes no whole, or has no use.
+    """
+    from repsim.errors import UserError
+
+    given = ctx.params
+    stores = [given[name] is not None for name in ("train_store", "test_store")]
+    stored, probing = any(stores), any(stores) or given["model"] is not None
+    if stored and not all(stores):
+        raise UserError(
+            "--train and --test expect each other: a store of the training split and one of the "
+            "test split; write the missing one: repsim extract --split train --out train.h5"
+        )
+    if not probing and not given["agree"]:
+        raise UserError("probe expects --model CHECKPOINT, or --train STORE and --test STORE")
+    if not probing and len(given["agree"]) < 2:
+        raise UserError("--agree expects a second result, or --model CHECKPOINT to probe now")
+    if stored and given["retrain_from"]:
+        raise UserError("--retrain-from expects a network, not stores; give --model alone")
+    for way, chosen in zip(_UNUSED, (given["retrain_from"], stored, not probing), strict=True):
+        if chosen:
+            _refuse_unused(ctx, way)
+    return stored, probing
 
 
 def _refuse_unused(ctx: click.Context, way: str) -> None:
