@@ -21,8 +21,8 @@ from repsim.files import replacing, sha256_of
 
 # Raised where a stage leaves something else for the same inputs and settings.
 FORMATS = {
-    "train": 1, "evaluate": 1, "shared": 1, "compare": 1, "within": 1, "probe": 1, "accuracy": 1,
-    "agreement": 2, "findings": 2, "report": 1,
+    "train": 1, "evaluate": 1, "shared": 1, "compare": 1, "within": 1, "probe": 2, "accuracy": 1,
+    "agreement": 2, "findings": 2, "report": 2,
 }  # fmt: skip
 
 
