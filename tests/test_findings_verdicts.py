@@ -880,9 +880,17 @@ def test_what_probes_said_is_kept_of_every_layer() -> None:
 
 def test_a_study_says_how_far_its_training_attacks_go(tmp_path: Path) -> None:
     settings_ = load_preset("small")
+    short = {"attack": "pgd,steps=5,step_size=0.01,start=clean"}
+    kinds = [
+        replace(kind, name="short", encoder=short) if kind.name == "sl-at-eps16" else kind
+        for kind in settings_.kinds
+    ]
+    kinds.append(next(kind for kind in settings_.kinds if kind.name == "sl-at-eps16"))
+    settings_ = replace(settings_, kinds=kinds)
     study = Study(tmp_path, settings_, preset_networks(settings_))
     reach = {one.name: _reach(study, one) for one in study.networks}
-    assert reach["sl-at-eps16-0"] == pytest.approx(0.05)  # five steps of 0.01 from the clean image
+    assert reach["short-0"] == pytest.approx(0.05)  # five steps of 0.01 from the clean image
+    assert reach["sl-at-eps16-0"] == pytest.approx(16 / 255)
     assert reach["sl-at-eps2-0"] == pytest.approx(2 / 255)
     assert reach["cl-full-at-0"] == pytest.approx(8 / 255)
     assert reach["sl-st-0"] is reach["untrained-0"] is None
