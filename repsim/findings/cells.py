@@ -82,10 +82,6 @@ class Similarities:
         }
         self._found: dict[Term, Quantity | None] = {}
 
-    def has(self, network: str, condition: str) -> bool:
-        """Whether a network was compared under a condition."""
-        return (network, condition) in self._rows
-
     def layers(self, network: str, condition: str) -> tuple[str, ...]:
         """Their names in execution order."""
         return self._layers[network, condition]

@@ -31,7 +31,6 @@ from repsim.findings.quantity import Quantity, Term
 if TYPE_CHECKING:
     import pandas as pd
 
-SOURCE = "arXiv 2302.02502, the authors' published matrices (ResNet-50, CIFAR-100, one run each)"
 NOTHING = 0.02  # differences between single runs below it mean nothing
 CLOSE = 0.1  # of a similarity that is called close to the paper's
 BUDGETS = ((0.25, "at-eps2"), (2.0, "at-eps16"))  # of the usual size

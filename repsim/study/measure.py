@@ -19,7 +19,7 @@ from repsim.live import GramCache, LiveGrams, live_grams
 from repsim.probe import agreement, load_probes, probe_live
 from repsim.probe.agreement import kappa
 from repsim.result.pairs import save_pairs
-from repsim.study.settings import UNTRAINED
+from repsim.study.settings import UNTRAINED, layer_patterns
 from repsim.study.shared import SHARED, make_shared, shared_attack
 from repsim.study.study import Study
 
@@ -89,16 +89,11 @@ def _grams(study: Study, data: ImageData, *, whole: bool = False) -> LiveGrams:
     shared = shared_attack(study.folder / SHARED_FILE)
     return live_grams(
         networks, data, [_attacks(study, loaded, shared) for loaded in networks],
-        layers=_layers(settings.layers), groups=settings.groups, batch_size=settings.batch_size,
-        memory=settings.memory, cache=GramCache(study.folder / "grams"), seed=SEED,
+        layers=layer_patterns(settings.layers), groups=settings.groups,
+        batch_size=settings.batch_size, memory=settings.memory,
+        cache=GramCache(study.folder / "grams"), seed=SEED,
         whole=whole, runtime=study.runtime(), progress=study.progress,
     )  # fmt: skip
-
-
-def _layers(text: str) -> str | list[str]:
-    """`blocks`, `leaf`, `all`, or patterns joined by spaces."""
-    parts = text.split()
-    return parts[0] if len(parts) == 1 else parts
 
 
 def comparison(study: Study) -> dict[str, Any]:
@@ -151,7 +146,7 @@ def probes(study: Study, name: str) -> dict[str, Any]:
     shared = shared_attack(study.folder / SHARED_FILE)
     report = probe_live(
         loaded, draw(study.train_images, settings.train),
-        study.test(study.settings.compare.samples), layers=_layers(settings.layers),
+        study.test(study.settings.compare.samples), layers=layer_patterns(settings.layers),
         attacks=_attacks(study, loaded, shared), train_on=settings.train_on,
         adaptive=settings.adaptive, solver=settings.solver, runtime=study.runtime(), seed=SEED,
         progress=study.progress, **settings.options,
